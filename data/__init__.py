@@ -1,0 +1,1 @@
+"""Image–text pairs in, model-ready batches out; knows no model."""

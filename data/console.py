@@ -1,0 +1,93 @@
+"""How command-line tools talk to people: progress, tables, errors and exit codes; knows no task of theirs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NoReturn, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from data.errors import UserError
+
+T = TypeVar("T")
+
+EXIT_OK = 0
+EXIT_FAILED = 1  # the work was done and its result is bad, or something unforeseen happened
+EXIT_REFUSED = 2  # the input or the settings were refused; nothing was changed
+EXIT_INTERRUPTED = 130
+
+# Reports go to standard error, so that standard output carries results only.
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+stdout = Console(soft_wrap=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """Print one line about what is going on, to standard error, without interpreting markup."""
+    stderr.print(message, markup=False)
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None, done: int = 0) -> Iterator[T]:
+    """Yield `items` behind a progress bar with count, elapsed and remaining time (a plain line where no terminal is).
+
+    `done` items are shown as finished before the first one.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task(description, total=total, completed=done)
+        count = done
+        for item in items:
+            yield item
+            count += 1
+            bar.advance(task)
+    if not stderr.is_terminal:
+        say(f"{description}: {count} done")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table to standard output; numbers are aligned right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    materialised = [[str(cell) for cell in row] for row in rows]
+    for position, column in enumerate(columns):
+        cells = [row[position] for row in materialised]
+        numeric = all(cell[:1].isdigit() or cell[:1] in "-+." or cell == "" for cell in cells) if cells else False
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+    for row in materialised:
+        table.add_row(*row)
+    stdout.print(table)
+
+
+def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
+    """Run a tool's `main` and exit: 0 done, 1 failed, 2 refused with the reason, 130 interrupted."""
+    try:
+        code = main(None) or EXIT_OK
+        sys.stdout.flush()
+    except UserError as error:
+        say(f"error: expected {error.expected}")
+        say(f"       received {error.received}")
+        say(f"       {error.next_step}")
+        code = EXIT_REFUSED
+    except KeyboardInterrupt:
+        say("interrupted; what was finished is kept")
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_OK
+    except OSError as error:
+        if error.errno is None:
+            raise
+        say(f"error: {error.strerror}: {error.filename or 'while writing'}")
+        say("       finished parts are kept; free the resource and run the same command again")
+        code = EXIT_FAILED
+    sys.exit(code)

@@ -1,0 +1,159 @@
+"""The only place where image bytes become pixels: decoding under limits, resizing, normalising.
+
+Training, indexing and serving all call `load_pixels`, so the same file gives the same tensor everywhere. Knows no model
+and no file system. Every refusal is an `ImageError` with a stable `reason`.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data.errors import ImageError
+
+# Pillow's names of the formats that may be decoded; anything else is refused before its decoder runs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+
+# Mean and standard deviation of ImageNet's RGB values in [0, 1], as used by most published image backbones.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """How much an image may cost: encoded bytes, decoded pixels, and the length of a side in pixels."""
+
+    max_bytes: int = 32 * 1024 * 1024
+    max_pixels: int = 50_000_000
+    max_side: int = 30_000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """How a decoded image becomes a backbone's input.
+
+    `resize` is "squash" (whole image, aspect ratio lost), "crop" (central square) or "pad" (whole image on white).
+    `size` is in pixels; `mean` and `std` are of RGB values in [0, 1].
+    """
+
+    size: int = 224
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON form, read back by `from_config`."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ImagePreprocessing:
+        """The inverse of `to_config`; unknown keys are a `TypeError`."""
+        return cls(**{**config, "mean": tuple(config["mean"]), "std": tuple(config["std"])})
+
+
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode a JPEG, PNG, WebP or GIF (first frame) to an upright RGB image, alpha on white.
+
+    The size is checked from the header, before any pixel is decoded, so a decompression bomb costs milliseconds.
+    """
+    if len(data) > limits.max_bytes:
+        raise ImageError(
+            "too_many_bytes", f"at most {limits.max_bytes:,} bytes", f"{len(data):,} bytes", "send a smaller copy"
+        )
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageError(
+            "not_an_image", "a JPEG, PNG, WebP or GIF image", _first_bytes(data), "convert the file to one of these"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels(limits, str(error)) from None
+    except _DECODER_ERRORS as error:
+        raise _damaged(error) from None
+    width, height = image.size
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
+        raise _too_many_pixels(limits, f"{width} × {height}")
+    try:
+        image.load()
+        image = _upright(image)
+        return _to_rgb(image)
+    except _DECODER_ERRORS as error:
+        raise _damaged(error) from None
+
+
+def resize(image: Image.Image, preprocessing: ImagePreprocessing) -> np.ndarray:
+    """Resize an RGB image to `(size, size, 3)` uint8 by bicubic interpolation with antialiasing."""
+    size = preprocessing.size
+    width, height = image.size
+    if preprocessing.resize == "squash":
+        resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    elif preprocessing.resize == "crop":
+        # Cropping first keeps a 1 × 30,000 image from growing to gigabytes.
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    else:
+        resized = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color="white")
+    return np.asarray(resized)
+
+
+def normalise(pixels: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:
+    """Map uint8 `(…, 3)` to float32: value / 255, minus mean, divided by standard deviation."""
+    scale = 1.0 / (255.0 * np.asarray(preprocessing.std, np.float32))
+    shift = np.asarray(preprocessing.mean, np.float32) / np.asarray(preprocessing.std, np.float32)
+    return pixels.astype(np.float32) * scale.astype(np.float32) - shift
+
+
+def load_pixels(data: bytes, preprocessing: ImagePreprocessing, limits: ImageLimits = DEFAULT_LIMITS) -> np.ndarray:
+    """Encoded image to a backbone's input, `(size, size, 3)` float32."""
+    return normalise(resize(decode(data, limits), preprocessing), preprocessing)
+
+
+# What Pillow's decoders raise on damaged input.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, IndexError, EOFError, struct.error, OverflowError, MemoryError)
+
+
+def _too_many_pixels(limits: ImageLimits, received: str) -> ImageError:
+    return ImageError(
+        "too_many_pixels",
+        f"at most {limits.max_pixels:,} pixels and {limits.max_side:,} a side",
+        received,
+        "scale the image down first",
+    )
+
+
+def _damaged(error: BaseException) -> ImageError:
+    return ImageError("damaged", "a complete image", f"one that does not decode ({error})", "fetch or save it again")
+
+
+def _first_bytes(data: bytes) -> str:
+    return f"{len(data):,} bytes that begin with {data[:12]!r}" if data else "no bytes"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; unreadable EXIF data means none."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODER_ERRORS:
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        # 16-bit grey; Pillow would clip at 255 instead of scaling.
+        grey = np.clip(np.asarray(image).astype(np.float32) / 257.0 + 0.5, 0, 255).astype(np.uint8)
+        image = Image.fromarray(grey)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        background = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(background, rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,88 @@
+"""What a data set is made of: an image with its captions, and a source of such pairs; knows no file format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from data.errors import ImageError
+from data.images import DEFAULT_LIMITS, ImageLimits
+
+# What an attribute of an image may hold.
+AttributeValue = str | int | float | bool | list[str]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file of its own; nothing is read before `read`."""
+
+    path: Path
+
+    def read(self, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+        """The file's bytes; `ImageError` when it is absent, unreadable or larger than the limit."""
+        try:
+            if not self.path.is_file():
+                raise ImageError("missing", "an image file", f"nothing at {self.path}", "check the path")
+            size = self.path.stat().st_size
+            if size > limits.max_bytes:
+                raise ImageError(
+                    "too_many_bytes",
+                    f"at most {limits.max_bytes:,} bytes",
+                    f"{size:,} bytes in {self.path}",
+                    "store a smaller copy of the image",
+                )
+            return self.path.read_bytes()
+        except OSError as error:
+            raise ImageError("unreadable", "a readable file", f"{error}", "check its permissions") from error
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """An image made or fetched on demand: drawn from a font, or read from inside an archive."""
+
+    load: Callable[[], bytes] = field(repr=False)
+
+    def read(self, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+        """The encoded image; `ImageError` when it is larger than the limit."""
+        data = self.load()
+        if len(data) > limits.max_bytes:
+            raise ImageError(
+                "too_many_bytes",
+                f"at most {limits.max_bytes:,} bytes",
+                f"{len(data):,} bytes",
+                "store a smaller copy of the image",
+            )
+        return data
+
+
+@dataclass(frozen=True)
+class ImageTextPair:
+    """One image and every text that describes it.
+
+    `image_id` is stable and unique within its source. Pairs of one `group` (near-duplicates, panels of one picture)
+    never fall into different splits. `split` is set where the data set itself prescribes it.
+    """
+
+    image_id: str
+    image: ImageFile | ImageBytes
+    captions: tuple[str, ...] = ()
+    group: str | None = None
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    split: str | None = None
+
+
+@runtime_checkable
+class PairSource(Protocol):
+    """Implementers give their pairs, in the same order every time, without loading the data set into memory."""
+
+    @property
+    def name(self) -> str:
+        """How a user names this source on a command line, such as `jsonl:datasets/openstax`."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def __iter__(self) -> Iterator[ImageTextPair]:
+        """Every pair; `SourceError` for a malformed row, with its place in the file."""

@@ -1,0 +1,109 @@
+"""The only place where a caption becomes token ids: clean-up and tokenisation; imports no TensorFlow."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+# A longer text is cut before it is tokenised: no caption needs more, and work must stay bounded.
+MAX_CHARACTERS = 10_000
+
+PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+
+
+def clean_caption(text: str) -> str:
+    """Canonical form of a caption: valid Unicode, NFC, no control characters, single spaces, no outer space."""
+    text = text[:MAX_CHARACTERS].encode("utf-8", "ignore").decode("utf-8")  # drops lone surrogates
+    text = unicodedata.normalize("NFC", text)
+    kept = (" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
+    return " ".join("".join(kept).split())
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of a batch of captions, `ids` and `mask` both `(B, L)` int32; `mask` is 1 where a token stands."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class CaptionTokenizer:
+    """Captions to token ids by a Hugging Face `tokenizers` model, cut to `max_tokens`, special tokens included.
+
+    Example: `CaptionTokenizer.wordpiece(vocabulary).encode(["a red bicycle"]).ids`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        tokenizer.enable_truncation(max_tokens)
+        pad_id = tokenizer.token_to_id(PAD)
+        self.pad_id = 0 if pad_id is None else pad_id
+        tokenizer.enable_padding(pad_id=self.pad_id, pad_token=PAD)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids; every id is smaller."""
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, captions: Sequence[str]) -> TokenBatch:
+        """Clean and tokenise captions, padded to the longest of them."""
+        if not captions:
+            return TokenBatch(np.zeros((0, 1), np.int32), np.zeros((0, 1), np.int32))
+        encodings = self.tokenizer.encode_batch([clean_caption(caption) for caption in captions])
+        ids = np.array([encoding.ids for encoding in encodings], dtype=np.int32)
+        mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int32)
+        return TokenBatch(ids, mask)
+
+    def to_json(self) -> str:
+        """The tokeniser in Hugging Face's `tokenizer.json` form."""
+        return self.tokenizer.to_str()
+
+    @classmethod
+    def from_json(cls, text: str, max_tokens: int) -> CaptionTokenizer:
+        """The inverse of `to_json`."""
+        return cls(Tokenizer.from_str(text), max_tokens)
+
+    @classmethod
+    def wordpiece(cls, vocabulary: Path | Sequence[str], max_tokens: int = 128) -> CaptionTokenizer:
+        """BERT's uncased WordPiece over a `vocab.txt` (or its lines)."""
+        lines = vocabulary.read_text("utf-8").splitlines() if isinstance(vocabulary, Path) else vocabulary
+        tokens = {token: position for position, token in enumerate(lines)}
+        tokenizer = Tokenizer(models.WordPiece(tokens, unk_token=UNKNOWN, max_input_chars_per_word=100))
+        return cls(_as_bert(tokenizer), max_tokens)
+
+    @classmethod
+    def trained(cls, captions: Iterable[str], vocabulary_size: int = 8000, max_tokens: int = 64) -> CaptionTokenizer:
+        """A WordPiece vocabulary learned from `captions`, for text towers trained from scratch in any language."""
+        tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+        tokenizer.normalizer = _bert_normalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocabulary_size,
+            special_tokens=[PAD, UNKNOWN, START, END],
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator((clean_caption(caption) for caption in captions), trainer)
+        return cls(_as_bert(tokenizer), max_tokens)
+
+
+def _bert_normalizer() -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True)
+
+
+def _as_bert(tokenizer: Tokenizer) -> Tokenizer:
+    """Give a WordPiece model BERT's normaliser, word splitter, decoder and `[CLS] … [SEP]` frame."""
+    tokenizer.normalizer = _bert_normalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
+    tokenizer.post_processor = processors.BertProcessing((END, end), (START, start))
+    return tokenizer

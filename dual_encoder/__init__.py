@@ -1,0 +1,1 @@
+"""The two-tower model, its training and its evaluation; knows no index and no server."""

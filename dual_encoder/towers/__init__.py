@@ -1,0 +1,101 @@
+"""What a backbone must offer, and the table of the families there are; builds nothing itself.
+
+A backbone is a frozen dataclass that holds its settings: a recipe names it as an object, a bundle stores its fields as
+JSON. A new family is one new file in this folder and one line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from data.errors import BundleError
+from data.images import ImagePreprocessing
+from data.text import CaptionTokenizer
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+# family → "module:class". Modules are imported when a family is used, since most of them import TensorFlow.
+FAMILIES = {
+    "efficientnet_lite": "dual_encoder.towers.efficientnet_lite:EfficientNetLite",
+    "minilm": "dual_encoder.towers.minilm:MiniLM",
+    "tf_hub_image": "dual_encoder.towers.tf_hub:TfHubImage",
+    "tf_hub_text": "dual_encoder.towers.tf_hub:TfHubText",
+    "keras_hub_image": "dual_encoder.towers.keras_hub:KerasHubImage",
+    "keras_hub_text": "dual_encoder.towers.keras_hub:KerasHubText",
+    "keras_applications": "dual_encoder.towers.keras_applications:KerasApplication",
+    "scratch_image": "dual_encoder.towers.scratch:ScratchImage",
+    "scratch_text": "dual_encoder.towers.scratch:ScratchText",
+}
+
+
+class ImageBackbone(Protocol):
+    """Implementers are frozen dataclasses with a `family`, their input's preprocessing and a Keras model."""
+
+    family: ClassVar[str]
+    trainable: bool
+
+    @property
+    def preprocessing(self) -> ImagePreprocessing:
+        """How an image becomes this backbone's input."""
+
+    def build(self, load_weights: bool = True) -> keras.Model:
+        """A model from pixels `(B, size, size, 3)` float32 to features `(B, F)` float32.
+
+        `load_weights=False` leaves the published weights unread, for a bundle that brings its own.
+        """
+
+
+class TextBackbone(Protocol):
+    """Implementers are frozen dataclasses with a `family`, a tokeniser and a Keras model."""
+
+    family: ClassVar[str]
+    trainable: bool
+
+    def tokenizer(self, captions: Callable[[], Iterable[str]]) -> CaptionTokenizer | None:
+        """The tokeniser; `captions` gives the training captions to those that learn theirs.
+
+        None when the model takes strings and tokenises inside its graph.
+        """
+
+    def build(self, load_weights: bool = True) -> keras.Model:
+        """A model from `{"ids": (B, L) int32, "mask": (B, L) int32}`, or `(B,)` strings, to features `(B, F)` float32."""
+
+
+class Classifier(Protocol):
+    """What an image backbone may offer beside its features: the linear classifier it was trained with."""
+
+    def classifier(self) -> tuple[np.ndarray, np.ndarray]:
+        """Kernel `(F, C)` and bias `(C,)`, float32: features @ kernel + bias are the logits of ImageNet's 1,000 classes."""
+
+
+def backbone_config(backbone: ImageBackbone | TextBackbone) -> dict[str, Any]:
+    """A backbone's settings as JSON, read back by `backbone_from_config`."""
+    return {"family": backbone.family, **dataclasses.asdict(backbone)}  # type: ignore[call-overload]
+
+
+def backbone_from_config(config: dict[str, Any], assets: Path | None = None) -> Any:
+    """The backbone of a stored config.
+
+    `assets` is the directory where a bundle keeps what a backbone needs beside weights (a SavedModel); a family that
+    has such files names them in a field `handle`.
+    """
+    settings = dict(config)
+    family = settings.pop("family", None)
+    if family not in FAMILIES:
+        raise BundleError(
+            f"a backbone family among {', '.join(FAMILIES)}", repr(family), "upgrade, or export the bundle again"
+        )
+    module, name = FAMILIES[family].split(":")
+    cls = getattr(importlib.import_module(module), name)
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(settings) - known):
+        raise BundleError(f"settings of {family}: {', '.join(sorted(known))}", ", ".join(unknown), "correct the config")
+    if assets is not None and assets.is_dir() and "handle" in settings:
+        settings["handle"] = str(assets)
+    return cls(**settings)
