@@ -1,0 +1,90 @@
+"""Retrieval metrics in NumPy; knows no model and no data set.
+
+Protocol (Karpathy & Fei-Fei 2015, arXiv:1412.2306): in text→image every caption is a query with one right image; in
+image→text every image is a query and any of its captions is right. A query's rank is that of its best right answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# Scores closer than this are a tie. Duplicate images tie in theory, but float32 products differ in the last bits.
+TIE = 1e-6
+_BLOCK = 1024
+
+
+def ranks(queries: np.ndarray, gallery: np.ndarray, right: Sequence[Sequence[int]]) -> np.ndarray:
+    """Rank, from 1, of each query's best right answer; ties with wrong answers count against the model.
+
+    Shapes: queries (Q, D), gallery (N, D), both L2-normalised; `right[q]` lists gallery rows. Returns (Q,) int64.
+    A non-finite score is the worst there is.
+    """
+    if len(queries) != len(right):
+        raise ValueError(f"expected right answers for {len(queries)} queries, received {len(right)}")
+    result = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), _BLOCK):
+        block = np.asarray(queries[start : start + _BLOCK], np.float32) @ np.asarray(gallery, np.float32).T
+        for offset, scores in enumerate(block):
+            rows = np.asarray(right[start + offset], np.int64)
+            best = np.max(np.nan_to_num(scores[rows], nan=-np.inf))
+            # Written so that a NaN on either side counts against the model.
+            not_below = ~(scores < best - TIE)
+            not_below[rows] = False
+            result[start + offset] = 1 + np.count_nonzero(not_below)
+    return result
+
+
+def summarise(query_ranks: np.ndarray, gallery_count: int, clusters: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Recall@1/5/10, hits@100, median rank and MRR with 95 % bootstrap confidence intervals.
+
+    `clusters` (Q,) names what is resampled as a whole: the image, since captions of one image are not independent.
+    """
+    if len(query_ranks) == 0:
+        raise ValueError("expected at least one query, received none")
+    rank = query_ranks.astype(np.float64)
+    per_query = {f"recall@{k}": (rank <= k).astype(np.float64) for k in (1, 5, 10)}
+    per_query["hits@100"] = (rank <= 100).astype(np.float64)
+    per_query["mean_reciprocal_rank"] = 1.0 / rank
+    summary: dict[str, Any] = {name: float(values.mean()) for name, values in per_query.items()}
+    summary["median_rank"] = float(np.median(rank))
+    summary["queries"] = len(rank)
+    summary["gallery"] = int(gallery_count)
+    summary["confidence_95"] = {
+        name: _bootstrap_interval(values, clusters, seed) for name, values in per_query.items()
+    }
+    return summary
+
+
+def _bootstrap_interval(values: np.ndarray, clusters: np.ndarray, seed: int, resamples: int = 1000) -> list[float]:
+    """Percentile interval of the mean over queries, resampling whole clusters (Efron & Tibshirani 1993)."""
+    _, index = np.unique(clusters, return_inverse=True)
+    totals = np.bincount(index, weights=values)
+    counts = np.bincount(index)
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for i in range(resamples):
+        drawn = generator.integers(0, len(totals), len(totals))
+        means[i] = totals[drawn].sum() / counts[drawn].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return [float(low), float(high)]
+
+
+def retrieval_metrics(images: np.ndarray, captions: np.ndarray, caption_image: np.ndarray) -> dict[str, Any]:
+    """Both directions for L2-normalised `images` (N, D) and `captions` (C, D); `caption_image` (C,) is each caption's image row.
+
+    Images without a caption stay in the gallery of text→image as distractors and are no queries of image→text.
+    """
+    caption_image = np.asarray(caption_image, np.int64)
+    captions_of: dict[int, list[int]] = {}
+    for caption, image in enumerate(caption_image.tolist()):
+        captions_of.setdefault(image, []).append(caption)
+    captioned = np.array(sorted(captions_of), np.int64)
+    to_image = ranks(captions, images, [[image] for image in caption_image.tolist()])
+    to_text = ranks(images[captioned], captions, [captions_of[image] for image in captioned.tolist()])
+    return {
+        "text_to_image": summarise(to_image, len(images), caption_image),
+        "image_to_text": summarise(to_text, len(captions), captioned),
+    }
