@@ -1,0 +1,1 @@
+"""Versions of the image retrieval interface."""

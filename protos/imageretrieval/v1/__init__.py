@@ -1,0 +1,1 @@
+"""Version 1 of the image retrieval interface; kept compatible."""
