@@ -137,7 +137,9 @@ def _round_to_eight(filters: float) -> int:
     return rounded + 8 if rounded < 0.9 * filters else rounded
 
 
-def _convolution(x, filters: int, kernel: int, stride: int, conv: str, bn: str, relu: bool = True):  # type: ignore[no-untyped-def]
+def _convolution(
+    x: keras.KerasTensor, filters: int, kernel: int, stride: int, conv: str, bn: str, relu: bool = True
+) -> keras.KerasTensor:
     """Convolution, batch normalisation and, unless the layer is linear, ReLU6."""
     from keras import layers
 
@@ -147,7 +149,7 @@ def _convolution(x, filters: int, kernel: int, stride: int, conv: str, bn: str, 
     return layers.ReLU(6.0, name=f"{bn}_relu6")(x) if relu else x
 
 
-def _inverted_residual(x, stage: Stage, filters: int, stride: int, name: str):  # type: ignore[no-untyped-def]
+def _inverted_residual(x: keras.KerasTensor, stage: Stage, filters: int, stride: int, name: str) -> keras.KerasTensor:
     """Widen, filter each channel, narrow; with a shortcut where the shape allows."""
     from keras import layers
 

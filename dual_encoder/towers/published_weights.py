@@ -39,7 +39,7 @@ def assign_weights(model: keras.Model, arrays: Mapping[str, np.ndarray], unused:
     Every array must be wanted by a variable or named in `unused`: a mistake in a mapping shows as a refusal that lists
     what is missing, left over or of another shape, before any variable changes.
     """
-    variables = {variable.path: variable for variable in model.weights if "seed_generator" not in variable.path}
+    variables = {variable.path: variable for variable in model.weights}
     missing = sorted(set(variables) - set(arrays))
     left_over = sorted(set(arrays) - set(variables) - set(unused))
     misshapen = [

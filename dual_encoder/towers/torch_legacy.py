@@ -28,7 +28,7 @@ MAX_BYTES = 512 * 1024 * 1024
 MAX_OPCODES = 1_000_000
 MAX_AXES = 8
 
-_DTYPES = {"torch FloatStorage": np.dtype("<f4"), "torch LongStorage": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype] = {"torch FloatStorage": np.dtype("<f4"), "torch LongStorage": np.dtype("<i8")}
 _DICTIONARY = "collections OrderedDict"
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 _NAMES = frozenset({_DICTIONARY, _TENSOR, *_DTYPES})
