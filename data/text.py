@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from data.errors import UserError
+
 # A longer text is cut before it is tokenised: no caption needs more, and work must stay bounded.
 MAX_CHARACTERS = 10_000
 
@@ -19,9 +21,9 @@ PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 def clean_caption(text: str) -> str:
     """Canonical form of a caption: valid Unicode, NFC, no control characters, single spaces, no outer space."""
     text = text[:MAX_CHARACTERS].encode("utf-8", "ignore").decode("utf-8")  # drops lone surrogates
-    text = unicodedata.normalize("NFC", text)
     kept = (" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
-    return " ".join("".join(kept).split())
+    # Composed last: a control character may have stood between a letter and its accent.
+    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,17 @@ class CaptionTokenizer:
     @classmethod
     def wordpiece(cls, vocabulary: Path | Sequence[str], max_tokens: int = 128) -> CaptionTokenizer:
         """BERT's uncased WordPiece over a `vocab.txt` (or its lines)."""
-        lines = vocabulary.read_text("utf-8").splitlines() if isinstance(vocabulary, Path) else vocabulary
-        tokens = {token: position for position, token in enumerate(lines)}
+        if isinstance(vocabulary, Path):
+            # Not `splitlines`, which would also cut at separators that can be tokens themselves.
+            vocabulary = vocabulary.read_text("utf-8").rstrip("\n").split("\n")
+        tokens = {token: position for position, token in enumerate(vocabulary)}
+        missing = [token for token in (PAD, UNKNOWN, START, END) if token not in tokens]
+        if missing:
+            raise UserError(
+                f"a vocabulary with {PAD}, {UNKNOWN}, {START} and {END}",
+                f"{len(tokens):,} tokens without {', '.join(missing)}",
+                "use the vocab.txt of a BERT model",
+            )
         tokenizer = Tokenizer(models.WordPiece(tokens, unk_token=UNKNOWN, max_input_chars_per_word=100))
         return cls(_as_bert(tokenizer), max_tokens)
 
@@ -92,7 +103,9 @@ class CaptionTokenizer:
             show_progress=False,
         )
         tokenizer.train_from_iterator((clean_caption(caption) for caption in captions), trainer)
-        return cls(_as_bert(tokenizer), max_tokens)
+        # Built anew from the vocabulary: the trainer marks `[SEP]` and its like as tokens that a caption may spell out.
+        vocabulary = tokenizer.get_vocab()
+        return cls.wordpiece(sorted(vocabulary, key=vocabulary.__getitem__), max_tokens)
 
 
 def _bert_normalizer() -> normalizers.Normalizer:
