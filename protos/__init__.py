@@ -1,1 +1,1 @@
-"""The interface clients program against: .proto files and the Python made from them by `python -m tools.generate_protos`."""
+"""The interface clients program against: .proto files and the Python that tools.generate_protos makes from them."""

@@ -1,1 +1,1 @@
-"""Builds an index of image embeddings and answers queries from it; reaches the model only through `runtime` and `bundle`."""
+"""Builds an index of image embeddings and answers queries from it; reaches the model only through its runtime."""

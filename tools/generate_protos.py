@@ -1,8 +1,4 @@
-"""Makes the Python stubs of protos/ and tells when the committed ones have drifted; knows nothing of what they mean.
-
-    python -m tools.generate_protos            write the stubs
-    python -m tools.generate_protos --check    exit 1 when a committed stub differs from what would be written
-"""
+"""Makes the Python stubs of protos/, and with --check tells when the committed ones have drifted; knows no message."""
 
 from __future__ import annotations
 
@@ -30,7 +26,13 @@ def generate(out: Path) -> None:
 
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     files = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
-    arguments = [f"-I{PROTOS}", f"-I{well_known}", f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}"]
+    arguments = [
+        f"-I{PROTOS}",
+        f"-I{well_known}",
+        f"--python_out={out}",
+        f"--pyi_out={out}",
+        f"--grpc_python_out={out}",
+    ]
     if protoc.main(["protoc", *arguments, *files]):
         raise SystemExit(console.EXIT_FAILED)
     for path in stubs(out).values():
@@ -48,9 +50,7 @@ def drifted(fresh: Path) -> list[str]:
     return sorted(
         name
         for name in committed.keys() | expected.keys()
-        if name not in committed
-        or name not in expected
-        or committed[name].read_bytes() != expected[name].read_bytes()
+        if name not in committed or name not in expected or committed[name].read_bytes() != expected[name].read_bytes()
     )
 
 

@@ -1,0 +1,128 @@
+"""Brute force in NumPy: the reference answer every other index is tested against; knows no file but its own header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import QueryError, SnapshotError
+
+# Rows compared at once; with 384 dimensions a block is 25 MB, so memory stays bounded however large the index is.
+BLOCK_ROWS = 16_384
+
+# A float32 matrix product of unit vectors is off by less than this; candidates so close to the k-th are all re-scored.
+ROUNDING = 4e-6
+
+# Unit length within what float32 arithmetic, or a pass through float16, leaves.
+UNIT_TOLERANCE = 1e-2
+
+
+class ExactIndex:
+    """Compares a query with every vector.
+
+    Example: `scores, rows = ExactIndex.build(vectors).search(queries, k=10)`.
+    """
+
+    kind = "Exact"
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self.vectors = vectors
+
+    @classmethod
+    def build(cls, vectors: np.ndarray) -> ExactIndex:
+        """Index `vectors`, (N, D) float32 of unit length; `ValueError` when they are not."""
+        check_vectors(vectors)
+        return cls(vectors)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.vectors.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `VectorIndex.search`."""
+        queries = check_queries(queries, self.dimension, k)
+        k = min(k, len(self))
+        candidates: list[list[np.ndarray]] = [[] for _ in queries]
+        worst = np.full(len(queries), -np.inf)  # a lower bound of each query's k-th best score so far
+        for start in range(0, len(self), BLOCK_ROWS):
+            similarity = queries @ self.vectors[start : start + BLOCK_ROWS].T  # (Q, D) * (B, D) -> (Q, B)
+            if similarity.shape[1] >= k:
+                worst = np.maximum(worst, np.partition(similarity, -k, axis=1)[:, -k])
+            for found, row_scores, bound in zip(candidates, similarity, worst, strict=True):
+                found.append(start + np.flatnonzero(row_scores >= bound - ROUNDING * np.abs(row_scores).max()))
+        return best_of(self.vectors, queries, [np.concatenate(found) for found in candidates], k)
+
+    def save(self, path: Path) -> None:
+        """Write the index's kind and shape: brute force keeps nothing but the vectors."""
+        header = {"kind": self.kind, "rows": len(self), "dimension": self.dimension}
+        path.write_text(json.dumps(header), "utf-8")
+
+    @classmethod
+    def load(cls, path: Path, vectors: np.ndarray, kind: str = kind) -> ExactIndex:
+        """Read a saved index over the vectors it was built from; `SnapshotError` when they do not fit."""
+        header = json.loads(path.read_text("utf-8"))
+        check_shape(path, header["rows"], header["dimension"], vectors)
+        return cls(vectors)
+
+
+def best_of(
+    vectors: np.ndarray, queries: np.ndarray, candidates: list[np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best k of each query's candidate rows by exact score: scores (Q, k) float32 and rows (Q, k) int64.
+
+    Each query has at least k distinct candidates. Scores are summed in float64, one row at a time, so that a pair of
+    vectors has one score wherever it stands: equal vectors tie exactly, and every index reports the same numbers.
+    """
+    scores = np.empty((len(queries), k), np.float32)
+    rows = np.empty((len(queries), k), np.int64)
+    for position, (query, found) in enumerate(zip(queries, candidates, strict=True)):
+        exact = np.empty(len(found), np.float32)
+        for start in range(0, len(found), BLOCK_ROWS):
+            block = np.asarray(vectors[found[start : start + BLOCK_ROWS]], np.float64)
+            exact[start : start + BLOCK_ROWS] = np.einsum("bd,d->b", block, query.astype(np.float64))
+        best = np.lexsort((found, -exact))[:k]
+        scores[position], rows[position] = exact[best], found[best]
+    return scores, rows
+
+
+def check_vectors(vectors: np.ndarray) -> None:
+    """`ValueError` unless `vectors` is a non-empty (N, D) float32 array of finite rows of unit length."""
+    if vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.size:
+        raise ValueError(f"expected a non-empty (N, D) float32 array; received {vectors.dtype} {vectors.shape}")
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        lengths = np.linalg.norm(vectors[start : start + BLOCK_ROWS], axis=1)
+        wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))  # also true for NaN
+        if len(wrong):
+            raise ValueError(f"expected rows of unit length; row {start + wrong[0]} has length {lengths[wrong[0]]}")
+
+
+def check_queries(queries: np.ndarray, dimension: int, k: int) -> np.ndarray:
+    """`queries` as contiguous float32; `QueryError` as `VectorIndex.search` says."""
+    if k < 1:
+        raise QueryError("k", "at least 1", str(k), "ask for one hit or more")
+    queries = np.ascontiguousarray(queries, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != dimension:
+        raise QueryError(
+            "vector", f"{dimension} components", f"{queries.shape[-1] if queries.ndim else 0}", "use the index's model"
+        )
+    if not np.isfinite(queries).all():
+        raise QueryError("vector", "finite components", "NaN or infinity", "check how the vector was made")
+    if not queries.any(axis=1).all():
+        raise QueryError("vector", "a direction", "a zero vector", "check how the vector was made")
+    return queries
+
+
+def check_shape(path: Path, rows: int, dimension: int, vectors: np.ndarray) -> None:
+    """`SnapshotError` unless an index of `rows` × `dimension` belongs to `vectors`."""
+    if (rows, dimension) != vectors.shape:
+        raise SnapshotError(
+            f"{path.name} over {vectors.shape[0]:,} vectors of {vectors.shape[1]} dimensions",
+            f"{rows:,} of {dimension}",
+            "build the index again",
+        )

@@ -1,0 +1,118 @@
+"""An index in FAISS, the only file that imports it; compressed scans are re-scored exactly, and nothing is mutated
+after building, so that searches may run at the same time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from data.errors import SnapshotError
+from serving.exact_index import ExactIndex, best_of, check_queries, check_shape, check_vectors
+
+# Up to here an exact scan answers within a few milliseconds and needs no tuning.
+FLAT_ROWS = 100_000
+
+# Training looks at 64 vectors for each of the nlist centroids, as FAISS's guidelines have it (at least 39).
+TRAINING_PER_LIST = 64
+
+# Rows handed to FAISS at once while building, so that memory-mapped vectors are never all in memory.
+ADD_ROWS = 65_536
+
+
+class FaissIndex:
+    """Inner-product search in FAISS: "Flat" for small indexes, inverted lists with RaBitQ codes for larger ones.
+
+    RaBitQ (Gao and Long 2024, arXiv:2405.12497) keeps one bit a dimension; the candidates it proposes are compared
+    exactly. Example: `scores, rows = FaissIndex.build(vectors).search(queries, k=10)`.
+    """
+
+    def __init__(self, index: Any, kind: str, vectors: np.ndarray) -> None:
+        self.index = index
+        self.kind = kind
+        self.vectors = vectors
+        if isinstance(index, faiss.IndexIVF):
+            # Wide, since text queries lie apart from the images that the lists were made from.
+            index.nprobe = max(16, index.nlist // 8)
+        # BLAS from four queries on: FAISS's default leaves batches of hundreds to a loop five times as slow, and a
+        # single query through BLAS is slower still.
+        faiss.cvar.distance_compute_blas_threshold = 4 * index.d
+
+    @classmethod
+    def build(cls, vectors: np.ndarray, kind: str | None = None, threads: int = 0) -> FaissIndex:
+        """Index `vectors`, (N, D) float32 of unit length, by the factory string `kind` (chosen by size when None).
+
+        `threads` is how many cores building may use; 0 stands for all.
+        """
+        check_vectors(vectors)
+        kind = kind or default_kind(len(vectors))
+        faiss.omp_set_num_threads(threads or len(os.sched_getaffinity(0)))
+        index: Any = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            index.train(training_sample(vectors, index.nlist * TRAINING_PER_LIST))
+        for start in range(0, len(vectors), ADD_ROWS):
+            index.add(np.ascontiguousarray(vectors[start : start + ADD_ROWS]))
+        return cls(index, kind, vectors)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.index.d
+
+    def __len__(self) -> int:
+        return self.index.ntotal
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `VectorIndex.search`."""
+        queries = check_queries(queries, self.dimension, k)
+        k = min(k, len(self))
+        # OpenMP keeps this setting per thread. Concurrency comes from the callers; a single search gains nothing from
+        # a second OpenMP thread and loses much when the cores are busy.
+        faiss.omp_set_num_threads(1)
+        _, proposed = self.index.search(queries, min(self._candidates(k), len(self)))
+        candidates = [rows[rows >= 0] for rows in proposed]
+        # The probed lists may hold fewer than k rows; those queries get the exact answer instead of padding.
+        short = [position for position, rows in enumerate(candidates) if len(rows) < k]
+        if short:
+            _, exact_rows = ExactIndex(self.vectors).search(queries[short], k)
+            for position, rows in zip(short, exact_rows, strict=True):
+                candidates[position] = rows
+        return best_of(self.vectors, queries, candidates, k)
+
+    def _candidates(self, k: int) -> int:
+        """How many rows to compare exactly. A Flat scan only needs a few more than k, for ties at the last place."""
+        return k + 8 if self.kind == "Flat" else 400 + 4 * k
+
+    def save(self, path: Path) -> None:
+        """Write FAISS's own format."""
+        faiss.write_index(self.index, str(path))
+
+    @classmethod
+    def load(cls, path: Path, vectors: np.ndarray, kind: str) -> FaissIndex:
+        """Read a saved index over the vectors it was built from; `SnapshotError` when they do not fit.
+
+        FAISS parses files in native code, so the caller has checked that the file is the one that was written.
+        """
+        # An index has no reason to be much larger than its vectors; a damaged header must not ask for more memory.
+        faiss.set_deserialization_vector_byte_limit(2 * vectors.nbytes + (1 << 26))
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise SnapshotError("a FAISS index", f"{path.name} that FAISS refuses", "build the index again") from error
+        check_shape(path, index.ntotal, index.d, vectors)
+        return cls(index, kind, vectors)
+
+
+def default_kind(rows: int) -> str:
+    """FAISS's factory string for an index of so many rows."""
+    if rows <= FLAT_ROWS:
+        return "Flat"
+    return f"IVF{2 ** round(np.log2(2 * np.sqrt(rows)))},RaBitQfs"
+
+
+def training_sample(vectors: np.ndarray, size: int) -> np.ndarray:
+    """At most `size` rows, spread evenly."""
+    return np.ascontiguousarray(vectors[:: max(1, len(vectors) // size)])

@@ -1,0 +1,54 @@
+"""What an index of vectors must offer, and what a search returns; knows no engine, and imports no NumPy at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from data.pairs import AttributeValue
+
+
+@dataclass(frozen=True)
+class SearchHit:
+    """One image that matches a query; `score` is the cosine similarity, `rank` counts from 1."""
+
+    image_id: str
+    score: float
+    rank: int
+    captions: tuple[str, ...] = ()
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+
+
+class VectorIndex(Protocol):
+    """Implementers answer "which rows are nearest" over vectors that somebody else keeps.
+
+    `vectors` is (N, D) float32 with rows of unit length, in memory or memory-mapped, and must not change afterwards. An
+    index may keep compressed copies of its own, but the scores it returns are computed from `vectors`. Implementers
+    also offer the class methods `build(vectors)` and `load(path, vectors, kind)`.
+    """
+
+    @property
+    def kind(self) -> str:
+        """How the index searches, in the engine's own words."""
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of components of a vector."""
+
+    def __len__(self) -> int:
+        """N, the number of rows."""
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, K) float32 and rows (Q, K) int64 of the nearest rows, best first; K = min(k, N).
+
+        `queries` is (Q, D) float32. A score is the inner product; rows of equal score are ordered by row. Safe to call
+        from several threads. `QueryError` for k < 1, a wrong shape, a NaN or infinite component, or a zero vector.
+        """
+
+    def save(self, path: Path) -> None:
+        """Write everything but `vectors` to the file `path`; read back by `load(path, vectors, kind)`."""

@@ -1,0 +1,103 @@
+"""The catalog gives back what was stored, by row and by id, from any thread, and never changes under a reader."""
+
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import SnapshotError
+from serving.catalog import FORMAT_VERSION, Catalog, CatalogEntry, ImageNotFound, write_catalog
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+VALUE = st.one_of(
+    TEXT,
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.lists(TEXT),
+)
+
+
+def entries(count: int) -> list[CatalogEntry]:
+    return [
+        CatalogEntry(row, f"id-{row}", f"{row:064x}", f"/pictures/{row}.png", (f"picture {row}",))
+        for row in range(count)
+    ]
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    assert write_catalog(tmp_path / "catalog.sqlite", entries(2_500)) == 2_500
+    opened = Catalog(tmp_path / "catalog.sqlite")
+    yield opened
+    opened.close()
+
+
+@settings(max_examples=30, deadline=None)
+@given(captions=st.lists(TEXT, max_size=3), attributes=st.dictionaries(TEXT, VALUE, max_size=4), image_id=TEXT)
+def test_gives_back_what_was_stored(tmp_path_factory, captions, attributes, image_id):
+    path = tmp_path_factory.mktemp("catalog") / "catalog ?#%.sqlite"  # characters that mean something in a URI
+    stored = CatalogEntry(0, image_id, "0" * 64, "", tuple(captions), attributes)
+    write_catalog(path, [stored])
+    with closing(Catalog(path)) as catalog:
+        found = catalog.by_id(image_id)
+    assert found == stored
+    assert {name: type(value) for name, value in found.attributes.items()} == {
+        n: type(v) for n, v in attributes.items()
+    }
+
+
+def test_rows_come_in_the_order_asked_for_and_may_repeat(catalog):
+    assert [entry.row for entry in catalog.by_rows([2_400, 0, 7, 0])] == [2_400, 0, 7, 0]
+    assert catalog.by_rows([]) == []
+
+
+def test_a_row_that_is_not_there_is_an_error(catalog):
+    with pytest.raises(KeyError):
+        catalog.by_rows([0, 2_500])
+
+
+def test_iterates_every_entry_by_row(catalog):
+    assert len(catalog) == 2_500
+    assert list(catalog) == entries(2_500)
+
+
+def test_an_unknown_id_is_named(catalog):
+    with pytest.raises(ImageNotFound, match="nobody") as refusal:
+        catalog.by_id("nobody")
+    assert refusal.value.field == "image_id"
+    assert refusal.value.image_id == "nobody"
+
+
+def test_threads_share_a_catalog(catalog):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda row: catalog.by_rows([row])[0].image_id, range(400)))
+    assert found == [f"id-{row}" for row in range(400)]
+
+
+def test_readers_cannot_write(catalog):
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        catalog._fetch("DELETE FROM images")
+
+
+def test_the_same_id_is_not_stored_twice(tmp_path):
+    with pytest.raises(sqlite3.IntegrityError):
+        write_catalog(tmp_path / "catalog.sqlite", [entries(1)[0], CatalogEntry(1, "id-0", "0" * 64)])
+
+
+def test_an_absent_foreign_or_newer_file_is_refused(tmp_path):
+    with pytest.raises(SnapshotError):
+        Catalog(tmp_path / "absent.sqlite")
+    (tmp_path / "text.sqlite").write_text("not a database, but long enough to have been one " * 20)
+    with pytest.raises(SnapshotError):
+        Catalog(tmp_path / "text.sqlite")
+    write_catalog(tmp_path / "newer.sqlite", entries(1))
+    with closing(sqlite3.connect(tmp_path / "newer.sqlite")) as connection:
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION + 1}")
+    with pytest.raises(SnapshotError, match="format"):
+        Catalog(tmp_path / "newer.sqlite")

@@ -1,0 +1,136 @@
+"""A snapshot is whole or refused: no changed byte, missing file or other model's index ever answers a query."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from fakes import ColourRuntime, ListSource
+
+from data.durable import publish_directory
+from data.errors import FingerprintMismatch, SnapshotError
+from serving.build_index import BuildSettings, build_index
+from serving.snapshot import CURRENT, SNAPSHOTS, current_name, open_snapshot, publish
+
+RUNTIME = ColourRuntime()
+FILES = ["manifest.json", "catalog.sqlite", "vectors.npy", "index.faiss"]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    out = tmp_path_factory.mktemp("published") / "index"
+    build_index(RUNTIME, ListSource(), out)
+    return out
+
+
+@pytest.fixture
+def index(published, tmp_path):
+    shutil.copytree(published, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def live(index):
+    return index / SNAPSHOTS / current_name(index)
+
+
+def test_opens_what_was_published(index):
+    snapshot = open_snapshot(index, RUNTIME.fingerprint)
+    assert snapshot.name == current_name(index)
+    assert (len(snapshot.catalog), len(snapshot.index), snapshot.vectors.shape) == (40, 40, (40, 8))
+    assert snapshot.manifest.source == "colours:40"
+    assert snapshot.manifest.model_name == "colours"
+    assert not snapshot.vectors.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        snapshot.vectors[0] = 0
+    np.testing.assert_allclose(np.linalg.norm(snapshot.vectors, axis=1), 1, atol=1e-6)
+    snapshot.close()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0], ids=["first", "middle", "last"])
+def test_any_changed_byte_is_refused_and_the_file_named(index, name, place):
+    path = live(index) / name
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SnapshotError, match=name.replace(".", r"\.")):
+        open_snapshot(index, RUNTIME.fingerprint)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_or_shortened_file_is_refused_and_named(index, name):
+    path = live(index) / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(SnapshotError, match=name):
+        open_snapshot(index, RUNTIME.fingerprint)
+    path.unlink()
+    with pytest.raises(SnapshotError, match=name):
+        open_snapshot(index, RUNTIME.fingerprint)
+
+
+def test_another_models_index_is_refused_with_the_command_that_builds_it_again(index):
+    with pytest.raises(FingerprintMismatch) as refusal:
+        open_snapshot(index, "other", bundle="my bundle")
+    text = str(refusal.value)
+    assert "other" in text
+    assert RUNTIME.fingerprint in text
+    command = f"python -m serving.build_index --bundle 'my bundle' --data colours:40 --out {index}"
+    assert refusal.value.next_step.endswith(command)
+
+
+def test_the_command_to_build_again_names_the_splits(tmp_path):
+    build_index(RUNTIME, ListSource(), tmp_path, BuildSettings(splits=("test",)))
+    with pytest.raises(FingerprintMismatch, match="--data colours:40 --split test --out"):
+        open_snapshot(tmp_path, "other")
+
+
+def test_nothing_published_and_a_damaged_current_are_told_apart(index, tmp_path):
+    with pytest.raises(SnapshotError, match="nothing at"):
+        open_snapshot(tmp_path / "absent", RUNTIME.fingerprint)
+    (index / CURRENT).unlink()
+    with pytest.raises(SnapshotError, match=CURRENT):
+        open_snapshot(index, RUNTIME.fingerprint)
+    for name in ("../../etc", "", "20260101T000000Z-zz", "\x00\xff"):
+        (index / CURRENT).write_text(name)
+        with pytest.raises(SnapshotError, match=CURRENT):
+            open_snapshot(index, RUNTIME.fingerprint)
+
+
+def test_a_snapshot_of_a_later_format_is_refused(index):
+    manifest = json.loads((live(index) / "manifest.json").read_text())
+    files, format_version = manifest.pop("files"), manifest.pop("format_version")
+    with publish_directory(index / "staged") as staged:
+        for name in files:
+            shutil.copy(live(index) / name, staged / name)
+    from serving.snapshot import Manifest
+
+    publish(index, index / "staged", Manifest(**manifest, format_version=format_version + 1))
+    with pytest.raises(SnapshotError, match="format 2"):
+        open_snapshot(index, RUNTIME.fingerprint)
+
+
+def test_publishing_keeps_the_former_snapshot_and_no_older_one(tmp_path):
+    names = [build_index(RUNTIME, ListSource(), tmp_path).snapshot for _ in range(3)]
+    assert len(set(names)) == 3
+    assert {path.name for path in (tmp_path / SNAPSHOTS).iterdir()} == set(names[1:])
+    assert current_name(tmp_path) == names[2]
+
+
+def test_an_open_snapshot_outlives_its_removal(tmp_path):
+    build_index(RUNTIME, ListSource(), tmp_path)
+    snapshot = open_snapshot(tmp_path, RUNTIME.fingerprint)
+    for _ in range(2):
+        build_index(RUNTIME, ListSource(), tmp_path)
+    assert not snapshot.path.exists()
+    assert snapshot.catalog.by_rows([3])[0].row == 3
+    assert snapshot.index.search(snapshot.vectors[:1], 1)[1].shape == (1, 1)
+    snapshot.close()
+
+
+def test_building_again_repairs_a_damaged_current(index):
+    (index / CURRENT).write_text("garbage")
+    build_index(RUNTIME, ListSource(), index)
+    open_snapshot(index, RUNTIME.fingerprint).close()
