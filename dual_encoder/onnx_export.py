@@ -1,7 +1,7 @@
 """Converts Keras models to ONNX graphs that ONNX Runtime runs fast, and joins two of them; knows no bundle.
 
 Keras's own formulas convert to graphs that ONNX Runtime does not recognise, or (exact GELU) refuses. While a model is
-traced here, four of them are computed by the textbook formulas that ONNX Runtime fuses into single kernels.
+traced here, five of them are computed by the textbook formulas that ONNX Runtime fuses into single kernels.
 """
 
 from __future__ import annotations
@@ -126,13 +126,14 @@ def _quiet(logger_name: str) -> Iterator[None]:
 
 @contextmanager
 def _fusable_formulas() -> Iterator[None]:
-    """Compute layer normalisation, GELU, dense-by-einsum and attention by formulas that ONNX Runtime fuses."""
+    """Compute layer normalisation, GELU, dense layers and attention by formulas that ONNX Runtime fuses."""
     import tensorflow as tf
     from keras import layers
 
     attention = layers.MultiHeadAttention
     swaps = (
         (layers.LayerNormalization, "call", _layer_normalization(layers.LayerNormalization.call)),
+        (layers.Dense, "call", _dense(layers.Dense.call)),
         (layers.EinsumDense, "call", _einsum_dense(layers.EinsumDense.call)),
         (attention, "_compute_attention", _attention(attention._compute_attention)),
         (tf.nn, "gelu", _gelu(tf.nn.gelu)),
@@ -167,6 +168,21 @@ def _gelu(original: Callable) -> Callable:
         return 0.5 * features * (1.0 + tf.math.erf(features / math.sqrt(2.0)))
 
     return gelu
+
+
+def _dense(original: Callable) -> Callable:
+    """ONNX multiplies (B, L, F) by a matrix directly; Keras would fold and unfold B and L by their dynamic sizes."""
+    import tensorflow as tf
+    from keras import ops
+
+    def call(self, inputs, training=None):  # type: ignore[no-untyped-def]
+        if len(inputs.shape) == 2:
+            return original(self, inputs, training=training)
+        x = tf.matmul(inputs, ops.convert_to_tensor(self.kernel))
+        x = x if self.bias is None else x + self.bias
+        return x if self.activation is None else self.activation(x)
+
+    return call
 
 
 def _einsum_dense(original: Callable) -> Callable:
@@ -211,9 +227,7 @@ def _attention(original: Callable) -> Callable:
         use_causal_mask=False,
     ):
         if return_attention_scores or use_causal_mask or len(query.shape) != 4:
-            return original(
-                self, query, key, value, attention_mask, training, return_attention_scores, use_causal_mask
-            )
+            return original(self, query, key, value, attention_mask, training, return_attention_scores, use_causal_mask)
         query, key, value = (tf.transpose(tensor, (0, 2, 1, 3)) for tensor in (query, key, value))
         scores = tf.matmul(query, key, transpose_b=True) * self._inverse_sqrt_key_dim
         if attention_mask is not None:
