@@ -1,0 +1,187 @@
+"""Sharded TFRecords of image–text pairs with a JSON manifest; knows no source and decides no split.
+
+Each record is a `tf.train.Example` of bytes features `image` (encoded, as it came), `image_id`, `captions`, `group`,
+`attributes` (JSON) and `split`, so any TensorFlow program can read it. Reading here needs no TensorFlow: records are
+walked in place, and an image is read from the middle of its shard when it is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.durable import canonical_json, changed_files, directory_digests, write_json
+from data.errors import SourceError
+from data.pairs import ImageBytes, ImageTextPair
+
+FORMAT = "image-text-shards"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class ShardWriter:
+    """Appends pairs to `SPLIT-NNNNN.tfrecord` files of at most `shard_size` images each; a context manager."""
+
+    def __init__(self, directory: Path, shard_size: int) -> None:
+        if shard_size < 1:
+            raise ValueError(f"expected a shard size of at least 1; received {shard_size}")
+        self.directory = directory
+        self.shard_size = shard_size
+        self.shards: list[dict[str, Any]] = []  # {"file", "split", "images"}
+        self._open: dict[str, tuple[Any, dict[str, Any]]] = {}  # split → (writer, its entry of `shards`)
+
+    def write(self, pair: ImageTextPair, image: bytes, split: str) -> None:
+        """Append one pair; `image` is its encoded image."""
+        writer, entry = self._open.get(split) or self._start(split)
+        writer.write(_example(pair, image, split))
+        entry["images"] += 1
+        if entry["images"] == self.shard_size:
+            writer.close()
+            del self._open[split]
+
+    def _start(self, split: str) -> tuple[Any, dict[str, Any]]:
+        import tensorflow as tf
+
+        number = sum(shard["split"] == split for shard in self.shards)
+        entry: dict[str, Any] = {"file": f"{split}-{number:05d}.tfrecord", "split": split, "images": 0}
+        self.shards.append(entry)
+        self._open[split] = (tf.io.TFRecordWriter(str(self.directory / entry["file"])), entry)
+        return self._open[split]
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for writer, _ in self._open.values():
+            writer.close()
+        self._open.clear()
+
+
+def write_manifest(directory: Path, shards: list[dict[str, Any]], made_from: dict[str, Any]) -> dict[str, Any]:
+    """Describe and digest every file of `directory`; `made_from` says from what and how the shards were made."""
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_from": made_from,
+        "shards": shards,
+        "files": directory_digests(directory, skip=frozenset({MANIFEST})),
+    }
+    write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest, checked for format and for the presence and size of every shard (not yet their content)."""
+    path = directory / MANIFEST
+    next_step = "make it again with python -m data.prepare"
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        kind = (manifest["format"], manifest["version"])
+        shards = [(shard["file"], shard["split"], shard["images"]) for shard in manifest["shards"]]
+        sizes = {file: manifest["files"][file]["bytes"] for file, _, _ in shards}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise SourceError(f"the manifest of prepared shards at {path}", detail, next_step) from None
+    if kind != (FORMAT, VERSION):
+        raise SourceError(f"{FORMAT} version {VERSION} in {path}", f"{kind[0]} version {kind[1]}", next_step)
+    for file, size in sizes.items():
+        shard = directory / file
+        found = shard.stat().st_size if shard.is_file() else None
+        if found != size:
+            received = "no such file" if found is None else f"{found:,} bytes"
+            raise SourceError(f"{size:,} bytes in {shard}", received, next_step)
+    return manifest
+
+
+def read_shard(directory: Path, manifest: dict[str, Any], shard: dict[str, Any]) -> Iterator[ImageTextPair]:
+    """The pairs of one shard, after its digest is checked; `SourceError` when a byte has changed."""
+    path = directory / shard["file"]
+    problems = changed_files(directory, {shard["file"]: manifest["files"][shard["file"]]})
+    if problems:
+        raise SourceError(
+            "shards as they were written", f"in {directory}: {problems[0]}", "make it again with python -m data.prepare"
+        )
+    count = 0
+    with path.open("rb") as file:
+        # A TFRecord is: length (8 bytes), its checksum (4), the data, its checksum (4).
+        while head := file.read(12):
+            start = file.tell()
+            (length,) = struct.unpack("<Q4x", head)
+            yield _pair(path, start, file.read(length))
+            file.seek(4, 1)
+            count += 1
+    if count != shard["images"]:
+        raise SourceError(
+            f"{shard['images']:,} images in {path}", f"{count:,}", "make it again with python -m data.prepare"
+        )
+
+
+def _example(pair: ImageTextPair, image: bytes, split: str) -> bytes:
+    import tensorflow as tf
+
+    values = {
+        "image": [image],
+        "image_id": [pair.image_id.encode()],
+        "captions": [caption.encode() for caption in pair.captions],
+        "group": [] if pair.group is None else [pair.group.encode()],
+        "attributes": [canonical_json(dict(pair.attributes))],
+        "split": [split.encode()],
+    }
+    features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=value)) for name, value in values.items()}
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+def _pair(path: Path, start: int, record: bytes) -> ImageTextPair:
+    """The pair of a serialised Example that begins at byte `start` of its shard."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    # Example.features → Features.feature (a map) → key, and Feature.bytes_list → BytesList.value: all field 1 or 2.
+    for features in _fields(record, (0, len(record)), 1):
+        for entry in _fields(record, features, 1):
+            (key,) = _fields(record, entry, 1)
+            lists = [span for feature in _fields(record, entry, 2) for span in _fields(record, feature, 1)]
+            spans[record[slice(*key)].decode()] = [span for found in lists for span in _fields(record, found, 1)]
+    texts = {name: [record[slice(*span)].decode() for span in spans[name]] for name in spans if name != "image"}
+    ((first, last),) = spans["image"]
+    return ImageTextPair(
+        texts["image_id"][0],
+        ImageBytes(functools.partial(_read_slice, path, start + first, last - first)),
+        tuple(texts["captions"]),
+        texts["group"][0] if texts["group"] else None,
+        json.loads(texts["attributes"][0]),
+        texts["split"][0],
+    )
+
+
+def _fields(record: bytes, span: tuple[int, int], wanted: int) -> Iterator[tuple[int, int]]:
+    """Where the length-delimited fields number `wanted` of a protobuf message lie.
+
+    Encoding: https://protobuf.dev/programming-guides/encoding/
+    """
+    position, end = span
+    while position < end:
+        tag, position = _varint(record, position)
+        length, position = _varint(record, position)
+        if tag >> 3 == wanted:
+            yield position, position + length
+        position += length
+
+
+def _varint(record: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = record[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+def _read_slice(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
