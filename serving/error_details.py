@@ -1,0 +1,82 @@
+"""From an exception to a gRPC status with google.rpc details; knows no service and runs none.
+
+Every status carries ErrorInfo with the domain "imageretrieval" and one of the stable reasons below.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from data.errors import QueryError
+from serving.catalog import ImageNotFound
+from serving.search_engine import ImageRefused
+
+DOMAIN = "imageretrieval"
+
+# Statuses travel in HTTP/2 trailers, whose size servers and proxies limit to 8 KiB.
+MAX_MESSAGE_CHARACTERS = 500
+
+
+class Reason(StrEnum):
+    """Why a call was refused; clients may rely on these words."""
+
+    INVALID_QUERY = "INVALID_QUERY"  # a field breaks its documented limits
+    INVALID_IMAGE = "INVALID_IMAGE"  # an image cannot be decoded within the limits; the violation's reason says why
+    IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"  # the index holds no image with this id
+    NOT_READY = "NOT_READY"  # the model and the index are being loaded; try again
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # the caller's deadline passed before the work began
+    INTERNAL = "INTERNAL"  # a defect; the server's log tells more under the request id
+
+
+class NotReady(Exception):
+    """A call came before the model and the index were loaded."""
+
+
+def status_of(error: Exception, request_id: str) -> status_pb2.Status:
+    """The status that tells a client about `error`, without anything internal."""
+    if isinstance(error, ImageNotFound):
+        resource = error_details_pb2.ResourceInfo(
+            resource_type="imageretrieval/Image", resource_name=error.image_id, description="not in this index"
+        )
+        return _status(grpc.StatusCode.NOT_FOUND, str(error), Reason.IMAGE_NOT_FOUND, resource)
+    if isinstance(error, QueryError):
+        return _invalid(error)
+    if isinstance(error, NotReady):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromSeconds(1)
+        message = "the model and the index are being loaded; try again when the health service says SERVING"
+        return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.NOT_READY, retry)
+    if isinstance(error, TimeoutError):
+        message = "the deadline passed before the work began"
+        return _status(grpc.StatusCode.DEADLINE_EXCEEDED, message, Reason.DEADLINE_EXCEEDED)
+    request = error_details_pb2.RequestInfo(request_id=request_id)
+    message = f"internal error; the server's log tells more under request {request_id}"
+    return _status(grpc.StatusCode.INTERNAL, message, Reason.INTERNAL, request)
+
+
+def _invalid(error: QueryError) -> status_pb2.Status:
+    violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=_short(str(error)))
+    reason = Reason.INVALID_QUERY
+    if isinstance(error, ImageRefused):
+        reason = Reason.INVALID_IMAGE
+        violation.reason = error.reason.upper()
+    bad_request = error_details_pb2.BadRequest(field_violations=[violation])
+    return _status(grpc.StatusCode.INVALID_ARGUMENT, f"{error.field}: {error}", reason, bad_request)
+
+
+def _status(code: grpc.StatusCode, message: str, reason: Reason, *details: Message) -> status_pb2.Status:
+    status = status_pb2.Status(code=code.value[0], message=_short(message))
+    for detail in (error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN), *details):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"

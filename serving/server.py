@@ -1,0 +1,184 @@
+"""The gRPC server process: opens the port, loads, reports health, drains and stops; knows no query.
+
+Example: `python -m serving.server --bundle default --index index --address 127.0.0.1:50051`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data import console
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import grpc
+    from grpc_health.v1 import health
+
+    from serving.grpc_service import LiveEngine
+    from serving.search_engine import SearchEngine
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+# The largest image is 32 MiB; the rest of a request is small.
+MAX_MESSAGE_BYTES = 33 * 1024 * 1024
+
+
+def serve(address: str, load: Callable[[], SearchEngine], grace: float = 10.0) -> None:
+    """Serve what `load` returns on `address` until SIGTERM or SIGINT; then running calls have `grace` seconds.
+
+    The port is open, and health says NOT_SERVING, while `load` runs in a thread. Prints `listening on HOST:PORT` on
+    standard output. `UserError` when the address cannot be used; what `load` raises is raised.
+    """
+    still_loading = asyncio.run(_serve(address, load, grace))
+    if still_loading:
+        # A thread inside a model's native code can neither be stopped nor outlive the interpreter.
+        sys.stdout.flush()
+        os._exit(console.EXIT_OK)
+
+
+async def _serve(address: str, load: Callable[[], SearchEngine], grace: float) -> bool:
+    """Run the server; return whether `load` was still running when it was asked to stop."""
+    server, live, health_service = _make_server()
+    port = _open_port(server, address)
+    stopping = asyncio.ensure_future(_stop_signal())
+    await _set_serving(health_service, False)
+    await server.start()
+    print(f"listening on {address.rpartition(':')[0]}:{port}", flush=True)
+    loading = _in_daemon_thread(load)
+    try:
+        either: set[asyncio.Future[Any]] = {loading, stopping}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            live.engine = loading.result()
+            await _set_serving(health_service, True)
+            manifest = live.engine.snapshot.manifest
+            console.say(
+                f"serving {manifest.image_count:,} images of {manifest.source} with model {manifest.model_name}"
+            )
+            await stopping
+        console.say("stopping; running calls are finished first")
+    finally:
+        await health_service.enter_graceful_shutdown()
+        await server.stop(grace)
+        if live.engine is not None:
+            live.engine.close()
+    return not loading.done()
+
+
+def _make_server() -> tuple[grpc.aio.Server, LiveEngine, health.aio.HealthServicer]:
+    """A server with our services, health and reflection, not yet on a port."""
+    import grpc
+    from grpc_health.v1 import health, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection
+
+    from serving.grpc_service import SERVICES, LiveEngine, add_services
+
+    options = [
+        ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share its calls
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ]
+    server, live, health_service = grpc.aio.server(options=options), LiveEngine(), health.aio.HealthServicer()
+    add_services(server, live)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server, live, health_service
+
+
+def _open_port(server: grpc.aio.Server, address: str) -> int:
+    """Bind the server to `address` and return the port, which the system chooses when it is 0."""
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdecimal() and int(port) < 65_536):
+        raise UserError("an address HOST:PORT", repr(address), f"name one such as --address {DEFAULT_ADDRESS}")
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError:
+        raise UserError(
+            "an address of this machine that is free",
+            f"{address}, which cannot be opened",
+            "stop the program that uses it, or choose another --address (port 0 takes any free one)",
+        ) from None
+
+
+async def _set_serving(health_service: health.aio.HealthServicer, serving: bool) -> None:
+    """Report the overall health and that of each service."""
+    from grpc_health.v1 import health, health_pb2
+
+    from serving.grpc_service import SERVICES
+
+    statuses = health_pb2.HealthCheckResponse
+    for service in (health.OVERALL_HEALTH, *SERVICES):
+        await health_service.set(service, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+
+async def _stop_signal() -> None:
+    """Return when the process is asked to stop."""
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    await asked.wait()
+
+
+def _in_daemon_thread(load: Callable[[], SearchEngine]) -> asyncio.Future[SearchEngine]:
+    """Run `load` in a thread that does not keep the process alive."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[SearchEngine] = loop.create_future()
+
+    def deliver(setter: Callable[[Any], None], value: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(lambda: None if future.done() else setter(value))
+
+    def run() -> None:
+        try:
+            engine = load()
+        except BaseException as error:
+            deliver(future.set_exception, error)
+        else:
+            deliver(future.set_result, engine)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return future
+
+
+def load_engine(bundle: str, index: Path) -> SearchEngine:
+    """Open a bundle and its index, and run the model once. `BundleError`, `SnapshotError` or `FingerprintMismatch`."""
+    from dual_encoder.runtime import Runtime
+    from serving.search_engine import SearchEngine
+    from serving.snapshot import open_snapshot
+
+    runtime = Runtime.load(bundle)
+    snapshot = open_snapshot(index, runtime.fingerprint, bundle)
+    runtime.warm_up()
+    return SearchEngine(runtime, snapshot)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments and serve."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.server",
+        description="Answer image searches over gRPC until SIGTERM. Without TLS: keep it on a loopback address.",
+    )
+    parser.add_argument("--bundle", required=True, help='directory of the model that made the index, or "default"')
+    parser.add_argument("--index", required=True, type=Path, help="directory that serving.build_index made")
+    parser.add_argument(
+        "--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s; port 0: any"
+    )
+    parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="for running calls when stopping")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    serve(arguments.address, lambda: load_engine(arguments.bundle, arguments.index), arguments.grace)
+    return console.EXIT_OK
+
+
+if __name__ == "__main__":
+    console.run(main)

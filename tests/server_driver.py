@@ -1,0 +1,44 @@
+"""A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS [hold]`.
+
+With `hold`, loading waits for a line on standard input.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from fakes import ColourRuntime
+
+from data import console
+from serving.search_engine import SearchEngine
+from serving.server import serve
+from serving.snapshot import open_snapshot
+
+
+class BreakableRuntime(ColourRuntime):
+    """Fails on the text "break", as a defect would."""
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        if "break" in texts:
+            raise RuntimeError("a secret path")
+        return super().embed_texts(texts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    index, address, *hold = sys.argv[1:]
+
+    def load() -> SearchEngine:
+        if hold:
+            sys.stdin.readline()
+        runtime = BreakableRuntime()
+        return SearchEngine(runtime, open_snapshot(Path(index), runtime.fingerprint))
+
+    serve(address, load, grace=5.0)
+    return 0
+
+
+if __name__ == "__main__":
+    console.run(main)

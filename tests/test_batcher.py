@@ -1,0 +1,173 @@
+"""The batcher never waits when idle, forms batches while busy, and drops what nobody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from serving.batcher import Batcher
+
+
+class Gate:
+    """A function to run in batches: records each batch, and holds it until it is opened."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.started = asyncio.Event()
+        self.opened = threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        self._loop.call_soon_threadsafe(self.started.set)
+        assert self.opened.wait(20)
+        if -1 in items:
+            raise ValueError("a bad item")
+        return [item * 10 for item in items]
+
+
+def run(scenario) -> None:
+    """Run `scenario(batcher, gate)` with batches of at most 4."""
+
+    async def main() -> None:
+        gate = Gate()
+        with ThreadPoolExecutor(1) as executor:
+            try:
+                await asyncio.wait_for(scenario(Batcher(gate, executor, asyncio.Lock(), max_batch=4), gate), 20)
+            finally:
+                gate.opened.set()
+
+    asyncio.run(main())
+
+
+async def occupied(batcher: Batcher, gate: Gate) -> asyncio.Task:
+    """Start a batch of one that is running when this returns."""
+    task = asyncio.create_task(batcher.submit([0]))
+    await gate.started.wait()
+    return task
+
+
+async def waiting(batcher: Batcher, item: int, deadline: float | None = None) -> asyncio.Task:
+    """Start a call that has joined the queue when this returns."""
+    before = len(batcher._waiting)
+    task = asyncio.create_task(batcher.submit([item], deadline))
+    while len(batcher._waiting) == before:
+        await asyncio.sleep(0)
+    return task
+
+
+def test_an_idle_batcher_runs_a_single_item_at_once():
+    async def scenario(batcher, gate):
+        gate.opened.set()
+        assert await batcher.submit([7]) == [70]
+        assert gate.batches == [[7]]
+
+    run(scenario)
+
+
+def test_what_arrives_while_busy_forms_full_batches_in_order():
+    async def scenario(batcher, gate):
+        first = await occupied(batcher, gate)
+        others = [await waiting(batcher, item) for item in range(1, 7)]
+        gate.opened.set()
+        assert await first == [0]
+        assert await asyncio.gather(*others) == [[item * 10] for item in range(1, 7)]
+        assert gate.batches == [[0], [1, 2, 3, 4], [5, 6]]
+
+    run(scenario)
+
+
+def test_a_call_with_many_items_gets_its_results_in_order():
+    async def scenario(batcher, gate):
+        gate.opened.set()
+        assert await batcher.submit(range(1, 11)) == [item * 10 for item in range(1, 11)]
+        assert [len(batch) for batch in gate.batches] == [4, 4, 2]
+        assert await batcher.submit([]) == []
+
+    run(scenario)
+
+
+def test_cancelled_calls_cost_no_work():
+    async def scenario(batcher, gate):
+        first = await occupied(batcher, gate)
+        gone, stays = await waiting(batcher, 1), await waiting(batcher, 2)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        gate.opened.set()
+        assert await stays == [20]
+        assert await first == [0]
+        assert gate.batches == [[0], [2]]
+
+    run(scenario)
+
+
+def test_calls_whose_deadline_has_passed_are_told_and_cost_no_work():
+    async def scenario(batcher, gate):
+        first = await occupied(batcher, gate)
+        now = asyncio.get_running_loop().time()
+        late, early = await waiting(batcher, 1, deadline=now), await waiting(batcher, 2, deadline=now + 100)
+        gate.opened.set()
+        with pytest.raises(TimeoutError):
+            await late
+        assert await early == [20]
+        assert await first == [0]
+        assert gate.batches == [[0], [2]]
+
+    run(scenario)
+
+
+def test_a_failing_batch_tells_its_callers_and_the_next_one_runs():
+    async def scenario(batcher, gate):
+        first = await occupied(batcher, gate)
+        bad = [await waiting(batcher, item) for item in (-1, 2)]
+        gate.opened.set()
+        assert await first == [0]
+        for result in await asyncio.gather(*bad, return_exceptions=True):
+            assert isinstance(result, ValueError)
+        assert await batcher.submit([3]) == [30]
+
+    run(scenario)
+
+
+def test_a_caller_that_leaves_during_its_batch_harms_nobody():
+    async def scenario(batcher, gate):
+        first = await occupied(batcher, gate)
+        first.cancel()
+        other = await waiting(batcher, 1)
+        gate.opened.set()
+        assert await other == [10]
+
+    run(scenario)
+
+
+def test_batchers_that_share_a_turn_alternate():
+    async def main():
+        order: list[str] = []
+        gate = threading.Event()
+        loop, started = asyncio.get_running_loop(), asyncio.Event()
+
+        def runner(name):
+            def call(items):
+                order.append(name)
+                loop.call_soon_threadsafe(started.set)
+                assert gate.wait(20)
+                return items
+
+            return call
+
+        turn = asyncio.Lock()
+        with ThreadPoolExecutor(2) as executor:
+            texts = Batcher(runner("text"), executor, turn, max_batch=1)
+            images = Batcher(runner("image"), executor, turn, max_batch=1)
+            calls = [asyncio.create_task(images.submit([1, 2, 3]))]
+            await started.wait()
+            calls.append(await waiting(texts, 1))
+            gate.set()
+            await asyncio.gather(*calls)
+        assert order == ["image", "text", "image", "image"]
+
+    asyncio.run(main())

@@ -1,0 +1,251 @@
+"""The batch job publishes what it read, resumes after a kill, tells what it skipped, and never harms a live index."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import ColourRuntime, ListSource, colour_pair, picture
+
+from data.errors import SnapshotError, SourceError
+from data.pairs import ImageBytes, ImageFile, ImageTextPair
+from serving.build_index import BuildSettings, build_index
+from serving.embedding_job import EmbeddingJob
+from serving.exact_index import ExactIndex
+from serving.snapshot import current_name, open_snapshot
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = BuildSettings(batch_size=4, shard_size=10)
+
+
+def source(count: int, extra: list[ImageTextPair] | None = None) -> ListSource:
+    return ListSource([colour_pair(number) for number in range(count)] + (extra or []), f"colours:{count}")
+
+
+def bad(name: str, data: bytes) -> ImageTextPair:
+    return ImageTextPair(name, ImageBytes(lambda: data))
+
+
+def opened(out: Path, runtime: ColourRuntime):
+    return open_snapshot(out, runtime.fingerprint)
+
+
+def test_indexes_every_image_with_what_is_known_about_it(tmp_path):
+    runtime = ColourRuntime()
+    report = build_index(runtime, source(25), tmp_path, SMALL)
+    snapshot = opened(tmp_path, runtime)
+    assert (report.indexed, report.embedded_shards, report.reused_shards, report.skipped) == (25, 3, 0, [])
+    assert report.snapshot == snapshot.name
+    for row, entry in enumerate(snapshot.catalog):
+        pair = colour_pair(row)
+        assert (entry.row, entry.image_id, entry.captions) == (row, pair.image_id, pair.captions)
+        assert entry.attributes == pair.attributes
+        np.testing.assert_allclose(snapshot.vectors[row], runtime.embed_images([pair.image.read()])[0], atol=1e-6)
+    snapshot.close()
+    assert not (tmp_path / "work").exists()
+    assert json.loads((tmp_path / "report.json").read_text())["indexed"] == 25
+
+
+def test_the_published_index_gives_the_exact_answer(tmp_path):
+    runtime = ColourRuntime()
+    build_index(runtime, source(60), tmp_path, SMALL)
+    snapshot = opened(tmp_path, runtime)
+    queries = runtime.embed_texts(["red", "a green and blue thing", "nothing"])
+    for found, expected in zip(
+        snapshot.index.search(queries, 10), ExactIndex(snapshot.vectors).search(queries, 10), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    assert snapshot.manifest.index["text_queries"] == 60
+    assert snapshot.manifest.index["text_index_recall_at_10"] == 1.0
+    snapshot.close()
+
+
+def test_unreadable_images_are_skipped_and_listed(tmp_path):
+    path = tmp_path / "kept.png"
+    path.write_bytes(picture("red"))
+    extra = [
+        bad("text.jpg", b"this is a text"),
+        bad("torn.png", picture("blue")[:200]),
+        ImageTextPair("absent.png", ImageFile(tmp_path / "absent.png")),
+        ImageTextPair("kept.png", ImageFile(path)),
+        ImageTextPair("bad\udcffname.png", ImageFile(path)),
+        ImageTextPair("", ImageFile(path)),
+    ]
+    report = build_index(ColourRuntime(), source(7, extra), tmp_path / "index", SMALL)
+    reasons = {entry["image_id"]: entry["reason"] for entry in _report(tmp_path / "index")["skipped"]}
+    assert reasons == {
+        "text.jpg": "not_an_image",
+        "torn.png": "damaged",
+        "absent.png": "missing",
+        r"'bad\udcffname.png'": "bad_id",
+        "''": "bad_id",
+    }
+    assert report.indexed == 8
+    snapshot = opened(tmp_path / "index", ColourRuntime())
+    assert snapshot.catalog.by_id("kept.png").location == str(path)
+    np.testing.assert_allclose(
+        snapshot.vectors[snapshot.catalog.by_id("kept.png").row],
+        ColourRuntime().embed_images([picture("red")])[0],
+        atol=1e-6,
+    )
+    snapshot.close()
+
+
+def test_without_a_readable_image_the_job_is_refused_and_the_live_index_stays(tmp_path):
+    runtime = ColourRuntime()
+    live = build_index(runtime, source(5), tmp_path, SMALL).snapshot
+    with pytest.raises(SourceError, match=r"report\.json"):
+        build_index(runtime, ListSource([bad("a.jpg", b"text")], "bad:1"), tmp_path, SMALL)
+    assert _report(tmp_path)["skipped"][0]["reason"] == "not_an_image"
+    with pytest.raises(SourceError, match="received none"):
+        build_index(runtime, ListSource([], "empty:"), tmp_path, SMALL)
+    assert current_name(tmp_path) == live
+    opened(tmp_path, runtime).close()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([colour_pair(1), colour_pair(2), colour_pair(1)], "'green-0001' twice"),
+        ([dataclasses.replace(colour_pair(1), attributes={"size": float("nan")})], "size = nan"),
+        ([dataclasses.replace(colour_pair(1), attributes={"size": 2**63})], "size = 9223372036854775808"),
+        ([dataclasses.replace(colour_pair(1), attributes={"tags": ["a", 1]})], "tags = "),
+    ],
+    ids=["repeated id", "nan", "too large", "mixed list"],
+)
+def test_contradictory_sources_are_refused_and_the_live_index_stays(tmp_path, pairs, message):
+    live = build_index(ColourRuntime(), source(5), tmp_path, SMALL).snapshot
+    with pytest.raises(SourceError, match=message):
+        build_index(ColourRuntime(), ListSource(pairs, "bad"), tmp_path, SMALL)
+    assert current_name(tmp_path) == live
+
+
+def test_splits_select_images_and_an_unknown_one_is_told(tmp_path):
+    report = build_index(ColourRuntime(), source(20), tmp_path, dataclasses.replace(SMALL, splits=("test",)))
+    assert report.indexed == 5
+    with pytest.raises(SourceError, match="received splits test, train"):
+        build_index(ColourRuntime(), source(20), tmp_path, dataclasses.replace(SMALL, splits=("validation",)))
+
+
+def test_shards_are_reused_only_for_the_same_model_and_images(tmp_path):
+    pairs = [colour_pair(number) for number in range(30)]
+
+    def embedded(runtime, images):
+        before = runtime.embedded
+        job = EmbeddingJob(runtime, tmp_path, batch_size=4, shard_size=10)
+        outcomes = list(job.run(images))
+        job.write_vectors(tmp_path / "vectors.npy")
+        fresh = runtime.embed_images(
+            [pair.image.read() for pair, o in zip(images, outcomes, strict=True) if o.embedded]
+        )
+        np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), fresh, atol=1e-6)
+        return runtime.embedded - before - len(fresh), [outcome.reason for outcome in outcomes]
+
+    runtime = ColourRuntime()
+    pairs[12] = bad("torn", picture("red")[:100])
+    assert embedded(runtime, pairs)[0] == 29
+    again, reasons = embedded(runtime, pairs)
+    assert again == 0
+    assert reasons[12] == "damaged"
+    assert not any(reasons[:12] + reasons[13:])
+    pairs[25] = dataclasses.replace(pairs[25], image=ImageBytes(lambda: picture("black", seed=99)))
+    assert embedded(runtime, pairs)[0] == 10  # only the shard with the changed image
+    assert embedded(runtime, pairs[:12] + pairs[13:])[0] == 19  # an image less moves all that follow it
+    assert embedded(ColourRuntime(fingerprint="another"), pairs)[0] == 29
+    (tmp_path / "000001.npz").write_bytes(b"torn")
+    assert embedded(ColourRuntime(fingerprint="another"), pairs)[0] == 9
+
+
+def test_a_job_killed_half_way_repeats_at_most_one_shard(tmp_path):
+    live = build_index(ColourRuntime(), source(5), tmp_path, SMALL).snapshot
+    # 40 images, shards of 10, batches of 5: killed in the sixth batch, two shards and half of the third are done.
+    with _driver(tmp_path, 40) as job:
+        for batch in range(6):
+            assert job.stdout.readline() == "batch\n"
+            if batch < 5:
+                _go_on(job)
+        job.send_signal(signal.SIGKILL)
+    assert job.returncode == -signal.SIGKILL
+    assert current_name(tmp_path) == live
+    opened(tmp_path, ColourRuntime()).close()
+
+    with _driver(tmp_path, 40) as job:
+        output, _ = job.communicate("\n" * 20, timeout=60)
+    assert re.search(r"embedded 20 reused 2 snapshot", output)
+    assert job.returncode == 0
+    snapshot = opened(tmp_path, ColourRuntime())
+    assert [entry.image_id for entry in snapshot.catalog] == [colour_pair(number).image_id for number in range(40)]
+    fresh = ColourRuntime().embed_images([colour_pair(number).image.read() for number in range(40)])
+    np.testing.assert_allclose(snapshot.vectors, fresh, atol=1e-6)
+    snapshot.close()
+
+
+def test_an_interrupted_job_says_so_and_can_go_on(tmp_path):
+    with _driver(tmp_path, 40) as job:
+        for _ in range(3):
+            assert job.stdout.readline() == "batch\n"
+            _go_on(job)
+        assert job.stdout.readline() == "batch\n"
+        job.send_signal(signal.SIGINT)
+        _, errors = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert "Traceback" not in errors
+    assert not (tmp_path / "CURRENT").exists()
+    with _driver(tmp_path, 40) as job:
+        output, _ = job.communicate("\n" * 20, timeout=60)
+    assert "embedded 30 reused 1" in output
+
+
+def test_one_job_writes_at_a_time(tmp_path):
+    (tmp_path / "LOCK").touch()
+    with (tmp_path / "LOCK").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(SnapshotError, match="running"):
+            build_index(ColourRuntime(), source(5), tmp_path, SMALL)
+    build_index(ColourRuntime(), source(5), tmp_path, SMALL)
+
+
+def test_decoding_errors_other_than_an_images_own_stop_the_job(tmp_path):
+    def vanish() -> bytes:
+        raise OSError(5, "Input/output error", "archive.tar")
+
+    pairs = [colour_pair(1), ImageTextPair("lost", ImageBytes(vanish))]
+    with pytest.raises(OSError, match="Input/output error"):
+        build_index(ColourRuntime(), ListSource(pairs, "failing"), tmp_path, SMALL)
+    assert not (tmp_path / "CURRENT").exists()
+
+
+def test_help_is_fast_and_imports_no_tensorflow():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "serving.build_index", "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0
+    assert "--shard-size" in result.stdout
+    assert not re.search(r"\b(tensorflow|keras|faiss|onnxruntime)\b", result.stderr)
+
+
+def _report(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text("utf-8"))
+
+
+def _driver(out: Path, count: int) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "build_driver.py"), str(out), str(count)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def _go_on(job: subprocess.Popen) -> None:
+    job.stdin.write("\n")
+    job.stdin.flush()
