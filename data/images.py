@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ from data.errors import ImageError
 # Pillow's names of the formats that may be decoded; anything else is refused before its decoder runs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
+# Pillow warns on standard error of large headers and damaged EXIF data; `decode` judges both itself.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 # Mean and standard deviation of ImageNet's RGB values in [0, 1], as used by most published image backbones.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,7 +30,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """How much an image may cost: encoded bytes, decoded pixels, and the length of a side in pixels."""
+    """How much an image may cost: encoded bytes, decoded pixels, and the length of a side in pixels.
+
+    Pillow's own limit, about 179 million pixels, stays in force above `max_pixels`.
+    """
 
     max_bytes: int = 32 * 1024 * 1024
     max_pixels: int = 50_000_000
@@ -41,13 +48,14 @@ class ImagePreprocessing:
     """How a decoded image becomes a backbone's input.
 
     `resize` is "squash" (whole image, aspect ratio lost), "crop" (central square) or "pad" (whole image on white).
-    `size` is in pixels; `mean` and `std` are of RGB values in [0, 1].
+    `size` is in pixels; `mean` and `std` are of RGB values in [0, 1]; `mirror` flips left and right.
     """
 
     size: int = 224
     resize: Literal["squash", "crop", "pad"] = "squash"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    mirror: bool = False
 
     def to_config(self) -> dict[str, Any]:
         """JSON form, read back by `from_config`."""
@@ -68,6 +76,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
         raise ImageError(
             "too_many_bytes", f"at most {limits.max_bytes:,} bytes", f"{len(data):,} bytes", "send a smaller copy"
         )
+    image: Image.Image
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -103,7 +112,7 @@ def resize(image: Image.Image, preprocessing: ImagePreprocessing) -> np.ndarray:
         resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     else:
         resized = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color="white")
-    return np.asarray(resized)
+    return np.asarray(ImageOps.mirror(resized) if preprocessing.mirror else resized)
 
 
 def normalise(pixels: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:
@@ -150,7 +159,9 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
         # 16-bit grey; Pillow would clip at 255 instead of scaling.
-        grey = np.clip(np.asarray(image).astype(np.float32) / 257.0 + 0.5, 0, 255).astype(np.uint8)
+        values = np.asarray(image)
+        grey = np.clip(values.astype(np.float32) / 257.0 + 0.5, 0, 255).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
         image = Image.fromarray(grey)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -21,6 +21,8 @@ PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 def clean_caption(text: str) -> str:
     """Canonical form of a caption: valid Unicode, NFC, no control characters, single spaces, no outer space."""
     text = text[:MAX_CHARACTERS].encode("utf-8", "ignore").decode("utf-8")  # drops lone surrogates
+    if text.isascii() and text.isprintable():  # most captions: nothing to compose or to drop
+        return " ".join(text.split())
     kept = (" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
     # Composed last: a control character may have stood between a letter and its accent.
     return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
@@ -117,6 +119,7 @@ def _as_bert(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.normalizer = _bert_normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
+    vocabulary = tokenizer.get_vocab()
+    start, end = vocabulary[START], vocabulary[END]
     tokenizer.post_processor = processors.BertProcessing((END, end), (START, start))
     return tokenizer
