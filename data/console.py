@@ -10,6 +10,7 @@ from typing import NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from data.errors import UserError
 
@@ -30,10 +31,13 @@ def say(message: str) -> None:
     stderr.print(message, markup=False)
 
 
-def progress(items: Iterable[T], description: str, total: int | None = None, done: int = 0) -> Iterator[T]:
-    """Yield `items` behind a progress bar with count, elapsed and remaining time (a plain line where no terminal is).
+def progress(
+    items: Iterable[T], description: str, total: int | None = None, done: int = 0, quiet: bool = False
+) -> Iterator[T]:
+    """Yield `items` behind a progress bar with count, elapsed and remaining time.
 
-    `done` items are shown as finished before the first one.
+    `done` items are shown as finished before the first one. Where there is no terminal, one line says at the end how
+    many there were; with `quiet`, nothing does, and the bar disappears when it is full.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
@@ -44,27 +48,27 @@ def progress(items: Iterable[T], description: str, total: int | None = None, don
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bar:
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=quiet) as bar:
         task = bar.add_task(description, total=total, completed=done)
         count = done
         for item in items:
             yield item
             count += 1
             bar.advance(task)
-    if not stderr.is_terminal:
+    if not stderr.is_terminal and not quiet:
         say(f"{description}: {count} done")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table to standard output; numbers are aligned right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
     materialised = [[str(cell) for cell in row] for row in rows]
     for position, column in enumerate(columns):
         cells = [row[position] for row in materialised]
         numeric = all(cell[:1].isdigit() or cell[:1] in "-+." or cell == "" for cell in cells) if cells else False
         table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
     for row in materialised:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # a caption's brackets are no markup
     stdout.print(table)
 
 

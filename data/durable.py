@@ -88,7 +88,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        Path(aside).replace(path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
@@ -117,11 +117,11 @@ def publish_directory(final: Path) -> Iterator[Path]:
         aside.chmod(0o755)
         if final.exists():
             old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".old"))
-            os.replace(final, old / "content")
-            os.replace(aside, final)
+            final.replace(old / "content")
+            aside.replace(final)
             shutil.rmtree(old)
         else:
-            os.replace(aside, final)
+            aside.replace(final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

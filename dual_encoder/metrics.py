@@ -52,9 +52,7 @@ def summarise(query_ranks: np.ndarray, gallery_count: int, clusters: np.ndarray,
     summary["median_rank"] = float(np.median(rank))
     summary["queries"] = len(rank)
     summary["gallery"] = int(gallery_count)
-    summary["confidence_95"] = {
-        name: _bootstrap_interval(values, clusters, seed) for name, values in per_query.items()
-    }
+    summary["confidence_95"] = {name: _bootstrap_interval(values, clusters, seed) for name, values in per_query.items()}
     return summary
 
 
@@ -73,8 +71,9 @@ def _bootstrap_interval(values: np.ndarray, clusters: np.ndarray, seed: int, res
 
 
 def retrieval_metrics(images: np.ndarray, captions: np.ndarray, caption_image: np.ndarray) -> dict[str, Any]:
-    """Both directions for L2-normalised `images` (N, D) and `captions` (C, D); `caption_image` (C,) is each caption's image row.
+    """Metrics of both directions.
 
+    Shapes: images (N, D) and captions (C, D), both L2-normalised; caption_image (C,) is each caption's image row.
     Images without a caption stay in the gallery of text→image as distractors and are no queries of image→text.
     """
     caption_image = np.asarray(caption_image, np.int64)

@@ -45,8 +45,7 @@ def export_onnx(model: keras.Model, path: Path, l2_normalised: bool = False) -> 
 
     def compute(inputs: dict[str, Any]) -> Any:
         features = model(inputs if isinstance(model.input, dict) else next(iter(inputs.values())), training=False)
-        # Without a copy, a model that returns its input would give one tensor two names.
-        return tf.math.l2_normalize(features, axis=-1, epsilon=1e-12) if l2_normalised else tf.identity(features)
+        return tf.math.l2_normalize(features, axis=-1, epsilon=1e-12) if l2_normalised else features
 
     with _TRACING, _fusable_formulas():
         function = tf.function(compute, autograph=False).get_concrete_function(signature)
@@ -147,7 +146,7 @@ def _fusable_formulas() -> Iterator[None]:
 def _layer_normalization(original: Callable) -> Callable:
     import tensorflow as tf
 
-    def call(self, inputs):  # type: ignore[no-untyped-def]
+    def call(self, inputs):
         last_axis = list(self.axis) in ([-1], [len(inputs.shape) - 1])
         if not last_axis or self.rms_scaling or self.gamma is None or self.beta is None:
             return original(self, inputs)
@@ -162,7 +161,7 @@ def _layer_normalization(original: Callable) -> Callable:
 def _gelu(original: Callable) -> Callable:
     import tensorflow as tf
 
-    def gelu(features, approximate=False, name=None):  # type: ignore[no-untyped-def]
+    def gelu(features, approximate=False, name=None):
         if approximate:
             return original(features, approximate=True, name=name)
         return 0.5 * features * (1.0 + tf.math.erf(features / math.sqrt(2.0)))
@@ -175,7 +174,7 @@ def _dense(original: Callable) -> Callable:
     import tensorflow as tf
     from keras import ops
 
-    def call(self, inputs, training=None):  # type: ignore[no-untyped-def]
+    def call(self, inputs, training=None):
         if len(inputs.shape) == 2:
             return original(self, inputs, training=training)
         x = tf.matmul(inputs, ops.convert_to_tensor(self.kernel))
@@ -190,7 +189,7 @@ def _einsum_dense(original: Callable) -> Callable:
     import tensorflow as tf
     from keras import ops
 
-    def call(self, inputs, training=None):  # type: ignore[no-untyped-def]
+    def call(self, inputs, training=None):
         left, _, result = self.equation.partition("->")
         data, _, weights = left.partition(",")
         bound = "".join(axis for axis in data if axis in weights)
@@ -216,7 +215,7 @@ def _attention(original: Callable) -> Callable:
     """Scaled dot-product attention with the mask as an added penalty, heads before tokens."""
     import tensorflow as tf
 
-    def compute(  # type: ignore[no-untyped-def]
+    def compute(
         self,
         query,
         key,

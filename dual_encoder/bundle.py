@@ -1,0 +1,146 @@
+"""One directory that holds a model for use: weights, preprocessing, tokeniser, config, engines, figures, fingerprint.
+
+Reading one imports no TensorFlow. Every file's digest is in `bundle.json`; a changed byte is refused. The fingerprint
+names what decides an embedding (config, weights, tokeniser), so it stays the same when only figures are added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from data.durable import changed_files, digest_file, digest_json, directory_digests, write_json
+from data.errors import BundleError
+from data.images import ImagePreprocessing
+from data.text import CaptionTokenizer
+
+MANIFEST = "bundle.json"
+WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer.json"
+METRICS = "metrics.json"
+CARD = "README.md"
+ASSETS = "assets"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose files were found unchanged."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of config, weights and tokeniser, in hexadecimal."""
+        return self.manifest["fingerprint"]
+
+    @property
+    def name(self) -> str:
+        """What people call this model."""
+        return self.manifest["name"]
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the size of an embedding."""
+        return self.manifest["embedding_dim"]
+
+    @property
+    def preprocessing(self) -> ImagePreprocessing:
+        """How images are prepared for the image tower."""
+        return ImagePreprocessing.from_config(self.manifest["preprocessing"])
+
+    def tokenizer(self) -> CaptionTokenizer | None:
+        """The text tower's tokeniser; None for a tower that takes strings."""
+        if self.manifest["max_tokens"] is None:
+            return None
+        text = (self.path / TOKENIZER).read_text("utf-8")
+        return CaptionTokenizer.from_json(text, self.manifest["max_tokens"])
+
+    def engine_file(self, tower: str) -> Path | None:
+        """The ONNX graph of "image_tower" or "text_tower", if it was published."""
+        name = f"{tower}.onnx"
+        return self.path / name if name in self.manifest["files"] else None
+
+
+def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
+    """Open a bundle; `BundleError` when it is absent, of an unknown format, or any file differs from its digest."""
+    directory = Path(path)
+    file = directory / MANIFEST
+    if not file.is_file():
+        raise BundleError(
+            f"a bundle directory with {MANIFEST}",
+            f"{directory} without it" if directory.is_dir() else f"nothing at {directory}",
+            "train one (python -m dual_encoder.train --help), or use `--bundle default`",
+        )
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+        if manifest["format"] != FORMAT:
+            raise BundleError(f"bundle format {FORMAT}", repr(manifest["format"]), "export it again with this version")
+        problems = changed_files(directory, manifest["files"]) if verify else []
+        stated = fingerprint_of(manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"a valid {MANIFEST}", f"{file} ({error!r})", "copy or export the bundle again") from None
+    if problems:
+        raise BundleError("the files that were exported", "; ".join(problems[:3]), "copy or export the bundle again")
+    if stated != manifest["fingerprint"]:
+        raise BundleError(
+            f"fingerprint {manifest['fingerprint'][:12]}…", f"content of {stated[:12]}…", "export the bundle again"
+        )
+    return Bundle(directory, manifest)
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """What identifies a model: everything that decides an embedding, and nothing that does not."""
+    decisive = {name: entry["sha256"] for name, entry in manifest["files"].items() if _decides(name)}
+    kept = ("config", "preprocessing", "max_tokens", "embedding_dim")
+    return digest_json({"files": decisive, **{key: manifest[key] for key in kept}})
+
+
+def _decides(name: str) -> bool:
+    return name in (WEIGHTS, TOKENIZER) or name.startswith(f"{ASSETS}/")
+
+
+def write_manifest(
+    directory: Path,
+    *,
+    name: str,
+    config: dict[str, Any],
+    preprocessing: ImagePreprocessing,
+    max_tokens: int | None,
+    embedding_dim: int,
+    trained: Mapping[str, Any],
+) -> Bundle:
+    """Describe the files already in `directory` and give the model its fingerprint."""
+    import importlib.metadata
+
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "config": config,
+        "preprocessing": preprocessing.to_config(),
+        "max_tokens": max_tokens,
+        "embedding_dim": embedding_dim,
+        "trained": dict(trained),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {package: importlib.metadata.version(package) for package in ("tensorflow", "keras", "pillow")},
+        "files": directory_digests(directory, skip=frozenset({MANIFEST})),
+    }
+    manifest["fingerprint"] = fingerprint_of(manifest)
+    write_json(directory / MANIFEST, manifest)
+    return Bundle(directory, manifest)
+
+
+def add_metrics(bundle: Bundle, metrics: Mapping[str, Any]) -> Bundle:
+    """Store figures in a bundle; its fingerprint stays."""
+    write_json(bundle.path / METRICS, metrics)
+    manifest = dict(bundle.manifest)
+    path = bundle.path / METRICS
+    entry = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+    manifest["files"] = {**manifest["files"], METRICS: entry}
+    write_json(bundle.path / MANIFEST, manifest)
+    return Bundle(bundle.path, manifest)

@@ -1,0 +1,135 @@
+"""Between a Keras model and a bundle: writes one from a model, rebuilds the model from one; knows no training loop."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.console import say
+from data.durable import publish_directory
+from data.errors import BundleError
+from data.text import CaptionTokenizer
+from dual_encoder.bundle import ASSETS, CARD, MANIFEST, TOKENIZER, WEIGHTS, Bundle, write_manifest
+from dual_encoder.engines import Engine, KerasEngine, OnnxEngine
+from dual_encoder.frozen_features import FrozenBackbone
+from dual_encoder.model import DualEncoder, DualEncoderConfig
+from dual_encoder.onnx_export import export_onnx, merge_onnx
+from dual_encoder.weights import load_weights, named_weights, save_weights
+
+# How far an engine's embeddings may lie from Keras's own, as the largest difference of a component.
+ENGINE_TOLERANCE = 1e-4
+
+
+def save_bundle(
+    out: Path,
+    model: DualEncoder,
+    tokenizer: CaptionTokenizer | None,
+    *,
+    name: str,
+    card: str,
+    trained: Mapping[str, Any],
+    frozen: Mapping[str, FrozenBackbone] | None = None,
+) -> Bundle:
+    """Write `model` to the directory `out`, whole or not at all, replacing a bundle that is there.
+
+    `frozen` gives the converted graphs of unchanged backbones ("image_backbone", "text_backbone"), to be used again.
+    """
+    check_replaceable(out)
+    with publish_directory(out) as directory:
+        save_weights(directory / WEIGHTS, named_weights(model.parts()))
+        if tokenizer is not None:
+            (directory / TOKENIZER).write_text(tokenizer.to_json(), "utf-8")
+        (directory / CARD).write_text(card, "utf-8")
+        _copy_assets(model.config, directory)
+        _publish_engines(model, tokenizer, directory, frozen or {})
+        bundle = write_manifest(
+            directory,
+            name=name,
+            config=model.config.to_config(),
+            preprocessing=model.config.image_backbone.preprocessing,
+            max_tokens=None if tokenizer is None else tokenizer.max_tokens,
+            embedding_dim=model.embedding_dim,
+            trained=trained,
+        )
+    return Bundle(out, bundle.manifest)
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuse to replace anything but a bundle or an empty directory."""
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(
+            "a new directory, or a bundle to replace", f"{out}, which holds something else", "choose another --out"
+        )
+
+
+def load_model(bundle: Bundle) -> DualEncoder:
+    """The Keras model of an opened bundle: architecture from our code, weights from its safetensors file."""
+    config = DualEncoderConfig.from_config(bundle.manifest["config"], bundle.path / ASSETS)
+    model = DualEncoder(config, load_weights=False)
+    load_weights(bundle.path / WEIGHTS, named_weights(model.parts()))
+    return model
+
+
+def keras_engines(bundle: Bundle) -> tuple[Engine, Engine]:
+    """Image and text engine in TensorFlow."""
+    model = load_model(bundle)
+    return KerasEngine(model.embed_images), KerasEngine(model.embed_texts)
+
+
+def _copy_assets(config: DualEncoderConfig, directory: Path) -> None:
+    """A backbone made from a SavedModel directory brings that directory with it."""
+    for part in ("image_backbone", "text_backbone"):
+        handle = getattr(getattr(config, part), "handle", None)
+        if handle and Path(handle).is_dir():
+            shutil.copytree(handle, directory / ASSETS / part)
+
+
+def _publish_engines(
+    model: DualEncoder, tokenizer: CaptionTokenizer | None, directory: Path, frozen: Mapping[str, FrozenBackbone]
+) -> None:
+    """Convert both towers to ONNX and keep the files only if both give Keras's embeddings on a sample."""
+    image = directory / "image_tower.onnx"
+    text = directory / "text_tower.onnx"
+    try:
+        if tokenizer is None:
+            raise BundleError("a text tower that takes token ids", "one that takes strings", "it runs in TensorFlow")
+        _convert_tower(model.image_backbone, model.image_head, frozen.get("image_backbone"), image)
+        _convert_tower(model.text_backbone, model.text_head, frozen.get("text_backbone"), text)
+        difference = max(_image_difference(model, image), _text_difference(model, tokenizer, text))
+        if not difference <= ENGINE_TOLERANCE:
+            raise BundleError(f"a difference of at most {ENGINE_TOLERANCE}", f"{difference:.1e}", "Keras is used")
+    except Exception as error:  # whatever the converter cannot express must not cost the user the trained model
+        say(f"no ONNX engine is published, the model runs in TensorFlow: {error}")
+        image.unlink(missing_ok=True)
+        text.unlink(missing_ok=True)
+
+
+def _convert_tower(backbone: Any, head: Any, frozen: FrozenBackbone | None, path: Path) -> None:
+    backbone_file = frozen.onnx if frozen and frozen.onnx else path.with_suffix(".backbone")
+    head_file = path.with_suffix(".head")
+    try:
+        if not (frozen and frozen.onnx):
+            export_onnx(backbone, backbone_file)
+        export_onnx(head, head_file, l2_normalised=True)
+        merge_onnx(backbone_file, head_file, path)
+    finally:
+        head_file.unlink(missing_ok=True)
+        if not (frozen and frozen.onnx):
+            backbone_file.unlink(missing_ok=True)
+
+
+def _image_difference(model: DualEncoder, path: Path) -> float:
+    size = model.config.image_backbone.preprocessing.size
+    pixels = np.random.default_rng(0).normal(size=(3, size, size, 3)).astype(np.float32)
+    return float(np.abs(OnnxEngine(path).run({"pixels": pixels}) - np.asarray(model.embed_images(pixels))).max())
+
+
+def _text_difference(model: DualEncoder, tokenizer: CaptionTokenizer, path: Path) -> float:
+    sample = ["a red bicycle", "Two dogs play in the snow near a wooden house.", "", "Straße, 東京 🚲 " * 30]
+    tokens = tokenizer.encode(sample)
+    inputs = {"ids": tokens.ids, "mask": tokens.mask}
+    return float(np.abs(OnnxEngine(path).run(inputs) - np.asarray(model.embed_texts(inputs))).max())

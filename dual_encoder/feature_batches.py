@@ -1,0 +1,68 @@
+"""Training batches from cached features: which image, which of its captions, in which order; knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from data.text import clean_caption
+
+
+class Batches(Protocol):
+    """Implementers give the same batches for the same epoch every time, from any batch on: resume relies on it."""
+
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, np.ndarray]]:
+        """The epoch's batches from number `start` on."""
+
+
+class FeatureBatches:
+    """Batches of features with one caption an image, drawn anew each epoch.
+
+    Shapes: each of `image_views` (N, F), `caption_features` (C, G); `captions_of[n]` lists the caption rows of image n.
+    A batch holds "image_features" (B, F), "text_features" (B, G), "image_rows" (B,) and "caption_groups" (B,), where
+    equal captions share a group.
+    """
+
+    def __init__(
+        self,
+        image_views: Sequence[np.ndarray],
+        caption_features: np.ndarray,
+        captions_of: Sequence[Sequence[int]],
+        captions: Sequence[str],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.image_views, self.caption_features = image_views, caption_features
+        self.captions_of = [np.asarray(rows, np.int64) for rows in captions_of]
+        groups: dict[str, int] = {}
+        cleaned = (clean_caption(caption) for caption in captions)
+        self.caption_groups = np.array([groups.setdefault(text, len(groups)) for text in cleaned], np.int32)
+        self.batch_size = min(batch_size, len(self.captions_of))
+        self.seed = seed
+        # The last, smaller batch of an epoch is left out; another shuffle brings its rows back in the next epoch.
+        self.steps_per_epoch = len(self.captions_of) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, np.ndarray]]:
+        """See `Batches`."""
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(len(self.captions_of))
+        draws = generator.random(len(order))
+        views = generator.integers(0, len(self.image_views), len(order))
+        for step in range(start, self.steps_per_epoch):
+            place = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            images = order[place]
+            chosen = [
+                self.captions_of[image][int(draw * len(self.captions_of[image]))]
+                for image, draw in zip(images, draws[place], strict=True)
+            ]
+            view_rows = [self.image_views[view][image] for view, image in zip(views[place], images, strict=True)]
+            yield {
+                "image_features": np.stack(view_rows),
+                "text_features": self.caption_features[chosen],
+                "image_rows": images.astype(np.int32),
+                "caption_groups": self.caption_groups[chosen],
+            }

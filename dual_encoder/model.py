@@ -1,0 +1,109 @@
+"""The two-tower model: each tower is a backbone and a projection head; knows no data, loss or file.
+
+pixels (B, S, S, 3) → image features (B, F) → projection (B, D) → L2 → image embedding; the same for text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from data.errors import TrainingError
+from dual_encoder.losses import l2_normalise
+from dual_encoder.projection_head import AnchoredHead, Head, anchor, head_config, head_from_config
+from dual_encoder.towers import ImageBackbone, TextBackbone, backbone_config, backbone_from_config
+
+
+@dataclass(frozen=True)
+class DualEncoderConfig:
+    """What a model is made of; stored in its bundle."""
+
+    image_backbone: ImageBackbone
+    text_backbone: TextBackbone
+    image_head: Head
+    text_head: Head
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON form, read back by `from_config`."""
+        return {
+            "image_backbone": backbone_config(self.image_backbone),
+            "text_backbone": backbone_config(self.text_backbone),
+            "image_head": head_config(self.image_head),
+            "text_head": head_config(self.text_head),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], assets: Any = None) -> DualEncoderConfig:
+        """The inverse of `to_config`; `assets` is a bundle's directory of files that backbones need."""
+        return cls(
+            backbone_from_config(config["image_backbone"], assets and assets / "image_backbone"),
+            backbone_from_config(config["text_backbone"], assets and assets / "text_backbone"),
+            head_from_config(config["image_head"]),
+            head_from_config(config["text_head"]),
+        )
+
+
+class DualEncoder(keras.Model):
+    """Image tower, text tower and the learned logarithm of the similarity scale."""
+
+    def __init__(self, config: DualEncoderConfig, initial_scale: float = 1.0, load_weights: bool = True) -> None:
+        super().__init__(name="dual_encoder")
+        self.config = config
+        self.image_backbone = config.image_backbone.build(load_weights)
+        self.text_backbone = config.text_backbone.build(load_weights)
+        self.image_head = config.image_head.build(self.image_backbone.output_shape[-1])
+        self.text_head = config.text_head.build(self.text_backbone.output_shape[-1])
+        if self.image_head.output_shape != self.text_head.output_shape:
+            raise TrainingError(
+                "heads of one embedding size",
+                f"{self.image_head.output_shape[-1]} for images and {self.text_head.output_shape[-1]} for text",
+                "give both heads the same embedding_dim",
+            )
+        self.log_scale = self.add_weight(
+            shape=(), initializer=keras.initializers.Constant(float(np.log(initial_scale))), name="log_scale"
+        )
+        self.image_backbone.trainable = config.image_backbone.trainable
+        self.text_backbone.trainable = config.text_backbone.trainable
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the size of an embedding."""
+        return self.image_head.output_shape[-1]
+
+    def embed_images(self, pixels: Any) -> Any:
+        """Pixels (B, S, S, 3) float32 → L2-normalised embeddings (B, D) float32."""
+        features = self.image_backbone(pixels, training=False)
+        return l2_normalise(self.image_head(features, training=False))
+
+    def embed_texts(self, tokens: Any) -> Any:
+        """The text backbone's input → L2-normalised embeddings (B, D) float32."""
+        features = self.text_backbone(tokens, training=False)
+        return l2_normalise(self.text_head(features, training=False))
+
+    def parts(self) -> dict[str, list[Any]]:
+        """Every weight by part, in an order that depends on the config alone: how weights are named in files."""
+        return {
+            "image_backbone": self.image_backbone.weights,
+            "text_backbone": self.text_backbone.weights,
+            "image_head": self.image_head.weights,
+            "text_head": self.text_head.weights,
+            "log_scale": [self.log_scale],
+        }
+
+
+def anchor_in_language(model: DualEncoder, class_embeddings: np.ndarray) -> None:
+    """Set the bridge of an `AnchoredHead` from the image backbone's own classifier and embedded class names (C, D)."""
+    if not isinstance(model.config.image_head, AnchoredHead):
+        return
+    classifier = getattr(model.config.image_backbone, "classifier", None)
+    if classifier is None:
+        raise TrainingError(
+            "an image backbone with a classifier for a language-anchored head",
+            f"{model.config.image_backbone.family}, which has none",
+            "use LinearHead, or the efficientnet_lite backbone",
+        )
+    kernel, bias = classifier()
+    anchor(model.image_head, kernel, bias, class_embeddings)

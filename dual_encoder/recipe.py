@@ -1,0 +1,89 @@
+"""An experiment as an object: model, objective and training settings; knows no data set.
+
+A recipe is a Python file with a `RECIPE`; those of this project are in `dual_encoder/recipes/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from data.errors import TrainingError
+
+if TYPE_CHECKING:
+    from dual_encoder.losses import Objective
+    from dual_encoder.model import DualEncoderConfig
+    from dual_encoder.schedules import Schedule
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Settings of the training loop.
+
+    `schedule` gives the learning rate; `weight_decay` is AdamW's, decoupled and multiplied by the rate, and spares
+    biases, norms and the scale unless `decay_all`. Training stops after `patience` epochs without a better `monitor`
+    (0: never), and the best epoch's weights are kept.
+    """
+
+    schedule: Schedule
+    epochs: int = 30
+    batch_size: int = 256
+    weight_decay: float = 0.01
+    decay_all: bool = False
+    seed: int = 0
+    patience: int = 10
+    monitor: Literal["recall", "loss"] = "recall"
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment.
+
+    `class_prototypes` adds the rows of the image backbone's classifier, paired with the names and descriptions of
+    their classes, to the training pairs. `mirrored` adds the mirror image of each image as a second view.
+    """
+
+    name: str
+    model: DualEncoderConfig
+    objective: Objective
+    trainer: TrainerConfig
+    class_prototypes: bool = False
+    mirrored: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def with_settings(self, **settings: Any) -> Recipe:
+        """A copy with other trainer settings; None leaves one as it is."""
+        changed = {key: value for key, value in settings.items() if value is not None}
+        return dataclasses.replace(self, trainer=dataclasses.replace(self.trainer, **changed))
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the project; reads file names only."""
+    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of a name, or of a path to a Python file of the user's own that defines `RECIPE`."""
+    if name in recipe_names():
+        return importlib.import_module(f"dual_encoder.recipes.{name}").RECIPE
+    path = Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise TrainingError(
+            f"a recipe among {', '.join(recipe_names())}, or a Python file", repr(name), "see --help for the names"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    recipe = getattr(module, "RECIPE", None)
+    if not isinstance(recipe, Recipe):
+        raise TrainingError("a file that defines RECIPE, a Recipe", f"{path} without it", "copy one of the recipes")
+    return recipe

@@ -1,0 +1,25 @@
+"""Textbook pictures and their alt text: language-anchored head on frozen EfficientNet-Lite0 and MiniLM.
+
+python -m dual_encoder.train --recipe openstax --data jsonl:datasets/openstax --out build/openstax
+"""
+
+from dual_encoder.losses import InfoNCE
+from dual_encoder.model import DualEncoderConfig
+from dual_encoder.projection_head import AnchoredHead, LinearHead
+from dual_encoder.recipe import Recipe, TrainerConfig
+from dual_encoder.schedules import WarmupCosine
+from dual_encoder.towers.efficientnet_lite import EfficientNetLite
+from dual_encoder.towers.minilm import MiniLM
+
+RECIPE = Recipe(
+    name="openstax",
+    model=DualEncoderConfig(
+        image_backbone=EfficientNetLite("lite0"),
+        text_backbone=MiniLM(),
+        image_head=AnchoredHead(trainable=True),
+        text_head=LinearHead(start_as_identity=True),
+    ),
+    objective=InfoNCE(initial_scale=20.0),
+    trainer=TrainerConfig(schedule=WarmupCosine(peak=1e-3), epochs=30, batch_size=256, weight_decay=0.05),
+    class_prototypes=True,
+)

@@ -1,0 +1,245 @@
+"""The training loop: steps, validation, checkpoints, exact resume; knows no data set and no bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from data.console import progress, say
+from data.errors import BundleError, TrainingError
+from dual_encoder.feature_batches import Batches
+from dual_encoder.losses import Objective, positive_mask
+from dual_encoder.model import DualEncoder
+from dual_encoder.recipe import TrainerConfig
+from dual_encoder.weights import load_weights, save_weights
+
+CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass
+class Progress:
+    """Where a run stands; stored with the weights in its checkpoint."""
+
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    loss_sum: float = 0.0  # of this epoch so far
+    finished: bool = False
+
+    def waited(self) -> int:
+        """Epochs since the best one."""
+        return len(self.history) - 1 - self.best_epoch
+
+
+class Trainer:
+    """Trains `model` on `batches`; `validate` gives figures after each epoch, "recall" and "loss" among them.
+
+    `run_key` names everything that decides the result; a checkpoint of another run is refused.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        objective: Objective,
+        config: TrainerConfig,
+        batches: Batches,
+        validate: Callable[[], Mapping[str, float]],
+        directory: Path,
+        run_key: str,
+    ) -> None:
+        self.model, self.objective, self.config = model, objective, config
+        self.batches, self.validate = batches, validate
+        self.directory, self.run_key = directory, run_key
+        self.progress = Progress()
+        self.optimizer = self._optimizer()
+        self.optimizer.build(model.trainable_variables)
+        self.best = {name: np.asarray(variable) for name, variable in self._model_variables().items()}
+        self._step = tf.function(self._train_step, reduce_retracing=True)
+
+    def fit(self) -> Progress:
+        """Train to the end, from the checkpoint if there is one, and leave the model with the best epoch's weights."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._restore()
+        writer = tf.summary.create_file_writer(str(self.directory / "tensorboard"))
+        with _deferred_interrupt() as interrupted, writer.as_default():
+            while not self._done():
+                self._epoch(interrupted)
+        writer.close()
+        self.progress.finished = True
+        self._save()
+        for name, variable in self._model_variables().items():
+            variable.assign(self.best[name])
+        return self.progress
+
+    def _done(self) -> bool:
+        stopped = self.config.patience and self.progress.waited() >= self.config.patience
+        return self.progress.finished or self.progress.epoch >= self.config.epochs or bool(stopped)
+
+    def _epoch(self, interrupted: Callable[[], bool]) -> None:
+        state, steps = self.progress, self.batches.steps_per_epoch
+        total = steps * self.config.epochs
+        losses = [row["validation_loss"] for row in state.history]
+        saved = time.monotonic()
+        label = f"epoch {state.epoch + 1}/{self.config.epochs}"
+        for batch in progress(self.batches.epoch(state.epoch, state.step), label, steps, state.step, quiet=True):
+            done = state.epoch * steps + state.step
+            self.optimizer.learning_rate.assign(self.config.schedule.learning_rate(done, total, losses))
+            state.loss_sum += float(self._step(batch))
+            state.step += 1
+            if interrupted():
+                self._save()
+                raise KeyboardInterrupt
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        state = self.progress
+        loss = state.loss_sum / max(1, state.step)
+        if not np.isfinite(loss):
+            raise TrainingError("a finite loss", f"{loss} in epoch {state.epoch + 1}", "lower the learning rate")
+        figures = self.validate()
+        state.history.append(
+            {
+                "loss": loss,
+                "learning_rate": float(self.optimizer.learning_rate),
+                "scale": float(np.exp(np.asarray(self.model.log_scale))),
+                **{f"validation_{name}": float(value) for name, value in figures.items()},
+            }
+        )
+        if self._improved():
+            state.best_epoch = state.epoch
+            self.best = {name: np.asarray(variable) for name, variable in self._model_variables().items()}
+        row = state.history[-1]
+        for name, value in row.items():
+            tf.summary.scalar(name, value, step=state.epoch)
+        say(
+            f"epoch {state.epoch + 1}/{self.config.epochs}: loss {loss:.4f}, validation loss "
+            f"{row['validation_loss']:.4f}, recall {100 * row['validation_recall']:.1f} %"
+            + (" (best so far)" if state.best_epoch == state.epoch else "")
+        )
+        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        self._save()
+
+    def _improved(self) -> bool:
+        name, sign = f"validation_{self.config.monitor}", 1 if self.config.monitor == "recall" else -1
+        scores = [sign * row[name] for row in self.progress.history]
+        return self.progress.best_epoch < 0 or scores[-1] > scores[self.progress.best_epoch]
+
+    def _train_step(self, batch: Mapping[str, Any]) -> Any:
+        positives = positive_mask(batch["image_rows"], batch["caption_groups"])
+        with tf.GradientTape() as tape:
+            image, text = self._project(batch)
+            loss = self.objective(image, text, self.model.log_scale, positives)
+            scaled = self.optimizer.scale_loss(loss)
+        variables = self.model.trainable_variables
+        self.optimizer.apply_gradients(
+            [
+                (tf.zeros_like(variable) if gradient is None else gradient, variable)
+                for gradient, variable in zip(tape.gradient(scaled, variables), variables, strict=True)
+            ]
+        )
+        return loss
+
+    def _project(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Projections (B, D) of both sides, from cached features or through the backbones."""
+        model = self.model
+        if "image_features" in batch:
+            image = batch["image_features"]
+        else:
+            image = model.image_backbone(batch["image"], training=model.config.image_backbone.trainable)
+        if "text_features" in batch:
+            text = batch["text_features"]
+        else:
+            tokens = {"ids": batch["ids"], "mask": batch["mask"]}
+            text = model.text_backbone(tokens, training=model.config.text_backbone.trainable)
+        return model.image_head(image, training=True), model.text_head(text, training=True)
+
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        optimizer = keras.optimizers.AdamW(learning_rate=1e-3, weight_decay=self.config.weight_decay)
+        if not self.config.decay_all:
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "log_scale"])
+        if self.config.precision == "mixed_float16":
+            return keras.optimizers.LossScaleOptimizer(optimizer)
+        return optimizer
+
+    def _model_variables(self) -> dict[str, Any]:
+        """What training may change: weights, and the state of random generators; frozen backbones are left out."""
+        model, config = self.model, self.model.config
+        parts = {"image_head": model.image_head, "text_head": model.text_head}
+        if config.image_backbone.trainable:
+            parts["image_backbone"] = model.image_backbone
+        if config.text_backbone.trainable:
+            parts["text_backbone"] = model.text_backbone
+        named = {f"{part}/{i:04d}": v for part, layer in parts.items() for i, v in enumerate(layer.variables)}
+        return {**named, "log_scale": model.log_scale}
+
+    def _checkpoint_variables(self) -> dict[str, Any]:
+        optimizer = {f"optimizer/{i:04d}": variable for i, variable in enumerate(self.optimizer.variables)}
+        return {**{f"model/{name}": variable for name, variable in self._model_variables().items()}, **optimizer}
+
+    def _save(self) -> None:
+        best = {f"best/{name}": array for name, array in self.best.items()}
+        metadata = {"run": self.run_key, "progress": json.dumps(self.progress.__dict__)}
+        save_weights(self.directory / CHECKPOINT, {**self._checkpoint_variables(), **best}, metadata)
+
+    def _restore(self) -> None:
+        path = self.directory / CHECKPOINT
+        if not path.exists():
+            return
+        best = {f"best/{name}": _Slot(array) for name, array in self.best.items()}
+        try:
+            metadata = load_weights(path, {**self._checkpoint_variables(), **best}, expected={"run": self.run_key})
+        except BundleError as error:
+            raise TrainingError(
+                "a checkpoint of this same run (recipe, data and settings)",
+                error.received,
+                f"add --fresh to start again, or give another --out; the checkpoint is {path}",
+            ) from None
+        self.best = {name: best[f"best/{name}"].array for name in self.best}
+        self.progress = Progress(**json.loads(metadata["progress"]))
+        say(f"going on from epoch {self.progress.epoch + 1}, step {self.progress.step}, of {path}")
+
+
+class _Slot:
+    """Takes an array from a checkpoint, as a variable would."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape = array, array.shape
+
+    def assign(self, array: np.ndarray) -> None:
+        self.array = array
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a flag that is read between steps, so that no checkpoint holds half a step."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received:  # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        previous = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not in the main thread, where signals do not arrive
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,49 @@
+"""From a source to the lists that training and evaluation work on; knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data.durable import digest_json
+from data.errors import SourceError
+from data.pairs import ImageTextPair
+from data.text import clean_caption
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """Captions of a list of images, flat: caption c belongs to image `image_row[c]`."""
+
+    captions: list[str]
+    image_row: list[int]
+
+    @classmethod
+    def of(cls, pairs: Sequence[ImageTextPair]) -> CaptionTable:
+        """Every caption that has content, in the order of the images."""
+        flat = [(caption, row) for row, pair in enumerate(pairs) for caption in pair.captions if clean_caption(caption)]
+        return cls([caption for caption, _ in flat], [row for _, row in flat])
+
+    def rows_of_images(self, images: int) -> list[list[int]]:
+        """For each image, the positions of its captions."""
+        rows: list[list[int]] = [[] for _ in range(images)]
+        for caption, image in enumerate(self.image_row):
+            rows[image].append(caption)
+        return rows
+
+
+def captioned(pairs: Sequence[ImageTextPair], what: str) -> list[ImageTextPair]:
+    """Those with at least one caption; `SourceError` when there are none."""
+    kept = [pair for pair in pairs if any(clean_caption(caption) for caption in pair.captions)]
+    if not kept:
+        raise SourceError(
+            f"captioned images in the {what} split",
+            f"{len(pairs)} images, none with a caption" if pairs else "no image",
+            "add captions, or see python -m data.prepare --help for how a data set is split",
+        )
+    return kept
+
+
+def data_digest(splits: dict[str, list[ImageTextPair]]) -> str:
+    """What names the pairs that a run saw: ids, captions and splits."""
+    return digest_json({name: [[p.image_id, *p.captions] for p in pairs] for name, pairs in splits.items()})

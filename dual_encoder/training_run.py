@@ -1,0 +1,201 @@
+"""Assembles one run from a recipe and lists of pairs: model, tokeniser, batches, validation; knows no command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from data.console import say
+from data.errors import TrainingError
+from data.images import ImagePreprocessing
+from data.loading import decoded_batches
+from data.pairs import ImageTextPair
+from data.text import CaptionTokenizer
+from dual_encoder.anchoring import class_embeddings, prototype_captions, prototype_features
+from dual_encoder.engines import IMAGE_BATCH, KerasEngine, run_on_texts
+from dual_encoder.feature_batches import Batches, FeatureBatches
+from dual_encoder.frozen_features import FrozenBackbone, caption_features, freeze, image_features
+from dual_encoder.losses import positive_mask
+from dual_encoder.metrics import retrieval_metrics
+from dual_encoder.model import DualEncoder, anchor_in_language
+from dual_encoder.projection_head import AnchoredHead
+from dual_encoder.recipe import Recipe
+from dual_encoder.towers import backbone_config
+from dual_encoder.trainer import Progress, Trainer
+from dual_encoder.training_data import CaptionTable, captioned
+
+
+class TrainingRun:
+    """A model ready to train.
+
+    With both backbones frozen, their features are computed once and only the heads run; otherwise every batch goes from
+    pixels and tokens through the whole model.
+    """
+
+    def __init__(self, recipe: Recipe, train: Sequence[ImageTextPair], validation: Sequence[ImageTextPair]) -> None:
+        self.recipe = recipe
+        self.train, self.validation = captioned(train, "train"), captioned(validation, "validation")
+        keras.utils.set_random_seed(recipe.trainer.seed)
+        keras.config.set_dtype_policy(recipe.trainer.precision)
+        text_backbone = recipe.model.text_backbone
+        self.tokenizer = text_backbone.tokenizer(lambda: (c for pair in self.train for c in pair.captions))
+        self.model = DualEncoder(recipe.model, recipe.objective.initial_scale)
+        self.frozen: dict[str, FrozenBackbone] = {}
+        self._validation_features: tuple[np.ndarray, np.ndarray] | None = None
+        for part in ("image_backbone", "text_backbone"):
+            backbone = getattr(recipe.model, part)
+            if not backbone.trainable:
+                self.frozen[part] = freeze(getattr(self.model, part), backbone_config(backbone))
+        if isinstance(recipe.model.image_head, AnchoredHead):
+            anchor_in_language(self.model, class_embeddings(self._text_features))
+        self.batches = self._feature_batches() if len(self.frozen) == 2 else self._pixel_batches()
+
+    def fit(self, directory: Path, run_key: str) -> Progress:
+        """Train, or go on from the checkpoint in `directory`; the model ends with the best epoch's weights."""
+        trainer = Trainer(
+            self.model, self.recipe.objective, self.recipe.trainer, self.batches, self._validate, directory, run_key
+        )
+        return trainer.fit()
+
+    def validation_metrics(self) -> dict[str, Any]:
+        """Retrieval metrics of the model as it is, on the validation split."""
+        return self._metrics(*self._project_validation())
+
+    def _validate(self) -> Mapping[str, float]:
+        """Recall@10 averaged over both directions, and the objective over batches of the validation pairs."""
+        image, text = self._project_validation()
+        figures = self._metrics(image, text)
+        recall = (figures["text_to_image"]["recall@10"] + figures["image_to_text"]["recall@10"]) / 2
+        return {"recall": recall, "loss": self._validation_loss(image, text)}
+
+    def _metrics(self, image: np.ndarray, text: np.ndarray) -> dict[str, Any]:
+        table = CaptionTable.of(self.validation)
+        return retrieval_metrics(_unit(image), _unit(text), np.array(table.image_row))
+
+    def _validation_loss(self, image: np.ndarray, text: np.ndarray) -> float:
+        """Mean objective over batches of images with their first captions."""
+        first = [rows[0] for rows in CaptionTable.of(self.validation).rows_of_images(len(self.validation))]
+        size = min(self.recipe.trainer.batch_size, len(image))
+        names = np.arange(size)
+        losses = [
+            self.recipe.objective(
+                image[start : start + size],
+                text[first[start : start + size]],
+                self.model.log_scale,
+                positive_mask(names, names),
+            )
+            for start in range(0, len(image) - size + 1, size)
+        ]
+        return float(np.mean([float(loss) for loss in losses]))
+
+    def _project_validation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Projections (N, D) of the validation images and (C, D) of all their captions."""
+        model = self.model
+        if self._validation_features is not None:
+            images, texts = self._validation_features
+            return _predict(model.image_head, images), _predict(model.text_head, texts)
+        preprocessing = self.recipe.model.image_backbone.preprocessing
+        image_engine = KerasEngine(lambda pixels: model.image_head(model.image_backbone(pixels, training=False)))
+        text_engine = KerasEngine(lambda tokens: model.text_head(model.text_backbone(tokens, training=False)))
+        batches = decoded_batches((pair.image for pair in self.validation), preprocessing, IMAGE_BATCH)
+        images = np.concatenate([image_engine.run({"pixels": batch.pixels}) for batch in batches])
+        return images, run_on_texts(text_engine, self.tokenizer, CaptionTable.of(self.validation).captions)
+
+    def _text_features(self, captions: Sequence[str]) -> np.ndarray:
+        if "text_backbone" not in self.frozen:
+            raise TrainingError(
+                "a frozen text backbone with a language-anchored head",
+                "a trainable one",
+                "freeze it, or use LinearHead",
+            )
+        return caption_features(self.frozen["text_backbone"], self.tokenizer, captions)
+
+    def _feature_batches(self) -> Batches:
+        """Batches of cached features; also fills `_validation_features` and leaves out images that do not decode."""
+        recipe, frozen = self.recipe, self.frozen["image_backbone"]
+        preprocessing = recipe.model.image_backbone.preprocessing
+        train_rows, bad = image_features(frozen, preprocessing, self.train)
+        self.train, train_rows = _without(bad, self.train, train_rows)
+        validation_rows, bad = image_features(frozen, preprocessing, self.validation)
+        self.validation, validation_rows = _without(bad, self.validation, validation_rows)
+        table = CaptionTable.of(self.validation)
+        self._validation_features = validation_rows, self._text_features(table.captions)
+
+        views = [train_rows]
+        if recipe.mirrored:
+            mirrored, _ = image_features(frozen, dataclasses.replace(preprocessing, mirror=True), self.train)
+            views.append(mirrored)
+        table = CaptionTable.of(self.train)
+        captions, captions_of = list(table.captions), table.rows_of_images(len(self.train))
+        if recipe.class_prototypes:
+            kernel, _ = recipe.model.image_backbone.classifier()  # type: ignore[attr-defined]
+            prototypes = prototype_features(kernel, train_rows)
+            views = [np.concatenate([view, prototypes]) for view in views]
+            for texts in prototype_captions():
+                captions_of.append(list(range(len(captions), len(captions) + len(texts))))
+                captions += texts
+        features = self._text_features(captions)
+        config = recipe.trainer
+        return FeatureBatches(views, features, captions_of, captions, config.batch_size, config.seed)
+
+    def _pixel_batches(self) -> Batches:
+        if self.tokenizer is None:
+            raise TrainingError(
+                "a text backbone with a tokeniser", "one that takes strings", "freeze both backbones, or use another"
+            )
+        config = self.recipe.trainer
+        return PixelBatches(
+            self.train, self.recipe.model.image_backbone.preprocessing, self.tokenizer, config.batch_size, config.seed
+        )
+
+
+class PixelBatches:
+    """Batches of pixels and token ids, for backbones that train."""
+
+    def __init__(
+        self,
+        pairs: Sequence[ImageTextPair],
+        preprocessing: ImagePreprocessing,
+        tokenizer: CaptionTokenizer,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.pairs, self.preprocessing, self.tokenizer = pairs, preprocessing, tokenizer
+        self.batch_size, self.seed = min(batch_size, len(pairs)), seed
+        self.steps_per_epoch = len(pairs) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, Any]]:
+        """See `Batches`."""
+        from data.pipeline import batches
+
+        dataset = batches(
+            self.pairs, self.preprocessing, self.tokenizer, self.batch_size, self.seed, epoch, start_batch=start
+        )
+        return iter(dataset.take(self.steps_per_epoch - start))
+
+
+def _without(
+    bad: Sequence[int], pairs: list[ImageTextPair], rows: np.ndarray
+) -> tuple[list[ImageTextPair], np.ndarray]:
+    if not bad:
+        return pairs, rows
+    shown = ", ".join(pairs[position].image_id for position in bad[:3])
+    say(f"{len(bad)} images cannot be decoded and are left out: {shown}{' …' if len(bad) > 3 else ''}")
+    kept = [position for position in range(len(pairs)) if position not in set(bad)]
+    if not kept:
+        raise TrainingError("images that decode", "none", "check the data set with python -m data.prepare")
+    return [pairs[position] for position in kept], rows[kept]
+
+
+def _predict(head: keras.Model, features: np.ndarray) -> np.ndarray:
+    rows = [head(features[start : start + 4096], training=False) for start in range(0, len(features), 4096)]
+    return np.concatenate([np.asarray(row, np.float32) for row in rows])
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

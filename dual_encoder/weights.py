@@ -1,0 +1,72 @@
+"""Weights as data: digests of arrays, and safetensors files that hold nothing else; knows no model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from data.durable import write_atomic
+from data.errors import BundleError
+
+
+def digest_weights(variables: Iterable[Any]) -> str:
+    """SHA-256 over shapes, dtypes and values, in order."""
+    digest = hashlib.sha256()
+    for variable in variables:
+        array = np.ascontiguousarray(np.asarray(variable))
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def named_weights(parts: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """`PART/POSITION:NAME` → variable. Keras numbers layers per process; a position depends on the config alone."""
+    return {
+        f"{part}/{position:04d}:{variable.name}": variable
+        for part, variables in parts.items()
+        for position, variable in enumerate(variables)
+    }
+
+
+def save_weights(path: Path, variables: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write variables or arrays to a safetensors file, atomically."""
+    arrays = {name: np.ascontiguousarray(np.asarray(variable)) for name, variable in variables.items()}
+    write_atomic(path, save(arrays, metadata))
+
+
+def load_weights(path: Path, variables: Mapping[str, Any], expected: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Assign a file's arrays to variables of the same names; returns the file's metadata.
+
+    Names and shapes, and the `expected` part of the metadata, must agree exactly, or nothing is assigned and a
+    `BundleError` names the differences.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"a safetensors file at {path}", str(error), "write it again") from None
+    problems = [
+        f"{key} {metadata.get(key)!r} instead of {value!r}"
+        for key, value in (expected or {}).items()
+        if metadata.get(key) != value
+    ]
+    problems += [f"missing {name}" for name in sorted(set(variables) - set(arrays))]
+    problems += [f"left over {name}" for name in sorted(set(arrays) - set(variables))]
+    problems += [
+        f"{name} has shape {arrays[name].shape} instead of {tuple(variable.shape)}"
+        for name, variable in variables.items()
+        if name in arrays and tuple(arrays[name].shape) != tuple(variable.shape)
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + ("; …" if len(problems) > 5 else "")
+        raise BundleError(f"the weights of this model in {path.name}", shown, "use the config the weights came with")
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    return metadata

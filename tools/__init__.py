@@ -1,0 +1,1 @@
+"""Development-only programs: the demonstration, generated code, golden fixtures."""

@@ -1,0 +1,173 @@
+"""The demonstration behind `make demo`: runs the real commands one after the other, then asks the real server.
+
+With --images it indexes a folder by the untrained default model instead of training on emoji.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import console
+from data.errors import SourceError
+from serving.client import SearchClient
+
+BUILD = Path("build")
+HITS = 5
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query and the emoji of which one must come first for the answer to be right."""
+
+    text: str
+    right: str
+
+
+# Said in other words than the captions say it, so that answering takes more than matching strings.
+QUESTIONS = (
+    Question("a juicy red apple", "🍎"),
+    Question("somebody riding a bike", "🚴🚵🚲"),
+    Question("rain falling from a dark cloud", "🌧⛈🌦☔"),
+    Question("a yellow taxi cab", "🚕🚖"),
+    Question("a birthday cake with candles", "🎂"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demonstration; returns 1 when an answer is wrong."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--mode", choices=("serve", "check"), default="serve")
+    parser.add_argument("--address", default="127.0.0.1:50051")
+    parser.add_argument("--images", type=Path, help="a folder of your own pictures")
+    options = parser.parse_args(argv)
+    started = time.monotonic()
+    # A check must not depend on a free port.
+    address = "127.0.0.1:0" if options.mode == "check" else options.address
+    bundle, index = _own_folder(options.images) if options.images else _emoji()
+    with _server(bundle, index, address) as (process, real_address):
+        console.say(f"ready after {time.monotonic() - started:.0f} s")
+        good = _ask(real_address, index, QUESTIONS if not options.images else ())
+        if options.mode == "check":
+            return console.EXIT_OK if good else console.EXIT_FAILED
+        _say_how_to_query(real_address)
+        return _serve_until_interrupted(process)
+
+
+def _emoji() -> tuple[str, Path]:
+    """Prepare, train, evaluate and index the emoji data set; finished steps find their results and are short."""
+    pairs, bundle, index = BUILD / "demo" / "pairs", BUILD / "demo" / "model", BUILD / "demo" / "index"
+    _run("data.prepare", "--data", "emoji", "--out", pairs, "--overwrite")
+    _run("dual_encoder.train", "--recipe", "emoji_demo", "--data", pairs, "--out", bundle)
+    _run("dual_encoder.evaluate", "--bundle", bundle, "--data", pairs, "--json", BUILD / "demo" / "metrics.json")
+    _run("serving.build_index", "--bundle", bundle, "--data", pairs, "--out", index)
+    return str(bundle), index
+
+
+def _own_folder(images: Path) -> tuple[str, Path]:
+    """Index a folder by the default model."""
+    images = images.expanduser().resolve()
+    if not images.is_dir():
+        raise SourceError("a folder of images", f"{images}, which is none", "give IMAGES=DIR an existing folder")
+    index = BUILD / "images" / hashlib.sha256(str(images).encode()).hexdigest()[:12]
+    _run("serving.build_index", "--bundle", "default", "--data", f"folder:{images}", "--out", index)
+    return "default", index
+
+
+def _run(module: str, *arguments: object) -> None:
+    """Run one of the project's commands, showing it; ends the demonstration with its exit code if it fails."""
+    shown = " ".join(str(argument) for argument in arguments)
+    console.say(f"\n$ python -m {module} {shown}")
+    code = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+@contextlib.contextmanager
+def _server(bundle: str, index: Path, address: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server and its real address; stopped by SIGTERM at the end."""
+    command = ["serving.server", "--bundle", bundle, "--index", str(index), "--address", address]
+    console.say(f"\n$ python -m {' '.join(command)}")
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.fullmatch(r"listening on (\S+)\s*", line):
+                with SearchClient(found[1]) as client:
+                    client.wait_until_ready(timeout=120)
+                yield process, found[1]
+                break
+        else:
+            sys.exit(process.wait() or console.EXIT_FAILED)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def _ask(address: str, index: Path, questions: Sequence[Question]) -> bool:
+    """Ask the questions, print ranked answers, and say whether all are right and equal to the exact reference."""
+    good = True
+    with SearchClient(address) as client:
+        status = client.status()
+        console.say(f"{status.image_count:,} images, index {status.kind}, model {status.model_name}")
+        if not questions:
+            return status.image_count > 0
+        for question, exact in zip(questions, _exact_answers(client, index, questions, HITS), strict=True):
+            hits = client.search(question.text, k=HITS)
+            right = str(hits[0].attributes.get("emoji", "")).rstrip("\ufe0f") in question.right
+            same = [hit.image_id for hit in hits] == exact
+            good = good and right and same
+            verdict = "right" if right else f"wrong, expected one of {question.right}"
+            rows = [
+                [rank, f"{hit.score:.3f}", hit.attributes.get("emoji", ""), hit.captions[0] if hit.captions else ""]
+                for rank, hit in enumerate(hits, 1)
+            ]
+            title = f"“{question.text}”: {verdict}; {'equal to' if same else 'DIFFERENT FROM'} the exact reference"
+            console.print_table(title, ["rank", "score", "emoji", "caption"], rows)
+    return good
+
+
+def _exact_answers(client: SearchClient, index: Path, questions: Sequence[Question], k: int) -> list[list[str]]:
+    """The image ids that brute force over the stored vectors gives, best first."""
+    import numpy as np
+
+    from serving.exact_index import ExactIndex
+    from serving.snapshot import open_snapshot
+
+    snapshot = open_snapshot(index, client.status().model_revision)
+    queries = np.array(client.embed_texts([question.text for question in questions]), np.float32)
+    _, rows = ExactIndex(snapshot.vectors).search(queries, k)
+    answers = [[entry.image_id for entry in snapshot.catalog.by_rows(found.tolist())] for found in rows]
+    snapshot.close()
+    return answers
+
+
+def _say_how_to_query(address: str) -> None:
+    python = os.path.relpath(sys.executable)
+    console.say("\nThe server goes on. In another terminal:")
+    console.say(f'  {python} -m serving.client search "a red bicycle" --address {address}')
+    console.say(f"  {python} -m serving.client search-image PICTURE.jpg --address {address}")
+    console.say("Ctrl-C stops it.")
+
+
+def _serve_until_interrupted(process: subprocess.Popen[str]) -> int:
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        console.say("stopping …")
+        return console.EXIT_OK
+
+
+if __name__ == "__main__":
+    console.run(main)
