@@ -42,7 +42,7 @@ def open_source(spec: str) -> PairSource:
     if scheme in SCHEMES and (colon or SCHEMES[scheme][1] == 0):
         return _open(scheme, argument)
     path = Path(spec).expanduser()
-    if path.exists():
+    if spec and path.exists():
         return _open(_recognise(path), spec)
     raise SourceError(SOURCE_HELP, repr(spec), "check the spelling of the scheme, or the path")
 

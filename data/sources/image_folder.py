@@ -17,8 +17,8 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif
 # Words that cameras, phones and programs put into file names, which say nothing of the picture.
 CAMERA_WORD = re.compile(
     "images?|imgp?|imag|pics?|pict|pictures?|photos?|foto|dsc[nfx]?|sdc|sam|cimg|mvi|mov|vid|video|pxl|pano|dji|gopr|gp|"
-    "hpim|kif|wp|scan|scanned|screen|screenshot|shot|capture|whatsapp|telegram|instagram|snapchat|signal|fb|received|"
-    "untitled|unnamed|download|file|edit|edited|copy|final|burst|mp|hdr|at|am|pm|thumbnail|bild|immagine|imagen"
+    "hpim|kif|wp|scan|scanned|screen|screenshot|shot|capture|whatsapp|whats|app|telegram|instagram|snapchat|signal|"
+    "fb|received|untitled|unnamed|download|file|edit|edited|copy|final|burst|mp|hdr|at|am|pm|thumbnail|bild|immagine|imagen"
 )
 
 _HASH = re.compile(r"[0-9a-f]{8,}", re.IGNORECASE)
