@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from data import console
 from data.durable import digest_json
+from data.errors import BundleError
 from data.quiet_tensorflow import load_tensorflow
 from data.sources import SOURCE_HELP, open_source
 from data.splits import split_pairs
-from dual_encoder.bundle import Bundle
+from dual_encoder.bundle import Bundle, open_bundle
 from dual_encoder.recipe import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
@@ -69,10 +70,14 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False) -> Bundle:
     directory = out.with_name(out.name + ".run")
     if fresh and directory.exists():
         shutil.rmtree(directory)
+    elif (done := _finished(out, run_key)) is not None:
+        console.say(f"{out} is the result of this same run: left as it is (--fresh trains again)")
+        return done
     run = TrainingRun(recipe, splits["train"], splits["validation"])
     progress = run.fit(directory, run_key)
     figures = run.validation_metrics()
     trained = {
+        "run": run_key,
         "recipe": describe(recipe),
         "data": source.name,
         "data_digest": digest,
@@ -92,6 +97,15 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False) -> Bundle:
     console.say(f"bundle {out}: fingerprint {bundle.fingerprint[:12]}, best epoch {progress.best_epoch + 1}")
     _write_history(directory, progress)
     return bundle
+
+
+def _finished(out: Path, run_key: str) -> Bundle | None:
+    """The intact bundle that this very run wrote, if there is one."""
+    try:
+        bundle = open_bundle(out)
+    except BundleError:
+        return None
+    return bundle if bundle.manifest["trained"].get("run") == run_key else None
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def digest_weights(variables: Iterable[Any]) -> str:
     """SHA-256 over shapes, dtypes and values, in order."""
     digest = hashlib.sha256()
     for variable in variables:
-        array = np.ascontiguousarray(np.asarray(variable))
+        array = np.asarray(variable, order="C")
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -36,7 +36,7 @@ def named_weights(parts: Mapping[str, list[Any]]) -> dict[str, Any]:
 
 def save_weights(path: Path, variables: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Write variables or arrays to a safetensors file, atomically."""
-    arrays = {name: np.ascontiguousarray(np.asarray(variable)) for name, variable in variables.items()}
+    arrays = {name: np.asarray(variable, order="C") for name, variable in variables.items()}
     write_atomic(path, save(arrays, metadata))
 
 
