@@ -66,7 +66,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for position, column in enumerate(columns):
         cells = [row[position] for row in materialised]
         numeric = all(cell[:1].isdigit() or cell[:1] in "-+." or cell == "" for cell in cells) if cells else False
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in materialised:
         table.add_row(*(Text(cell) for cell in row))  # a caption's brackets are no markup
     stdout.print(table)

@@ -85,6 +85,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would keep a server under another user from reading it
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

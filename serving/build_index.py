@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from data import console
 from data.errors import SnapshotError, SourceError
+from data.sources import SOURCE_HELP, open_source
+from data.splits import SPLITS, split_pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,9 +106,9 @@ def _embed(runtime: Runtime, source: PairSource, out: Path, settings: BuildSetti
 
     staged = out / WORK / "staged"
     job = EmbeddingJob(runtime, out / WORK / "shards", settings.batch_size, settings.shard_size)
-    outcomes = job.run(selected_pairs(source, settings.splits, report))
-    total = None if settings.splits else len(source)
-    outcomes = console.progress(outcomes, "embedding images", total)
+    pairs = pairs_of_splits(source, settings.splits)
+    outcomes = job.run(checked_pairs(pairs, source.name, report))
+    outcomes = console.progress(outcomes, "embedding images", total=len(pairs))
     report.indexed = write_catalog(staged / CATALOG, catalog_entries(outcomes, report))
     report.reused_shards, report.embedded_shards = job.reused_shards, job.embedded_shards
     if report.indexed:
@@ -141,30 +143,34 @@ def _publish(runtime: Runtime, source: PairSource, out: Path, settings: BuildSet
     report.snapshot = publish(out, staged, manifest)
 
 
-def selected_pairs(source: PairSource, splits: Sequence[str], report: BuildReport) -> Iterator[ImageTextPair]:
-    """The pairs of `splits`, or all; `SourceError` for an id that occurs twice or splits that select nothing."""
-    seen: set[str] = set()
-    found: set[str] = set()
-    for pair in source:
-        found.add(str(pair.split))
-        if splits and pair.split not in splits:
-            continue
-        if pair.image_id in seen:
-            raise SourceError(
-                f"image ids that occur once in {source.name}", f"{pair.image_id!r} twice", "give each image its own id"
-            )
-        seen.add(pair.image_id)
-        if not 1 <= len(pair.image_id) <= MAX_ID_CHARACTERS or not _is_unicode(pair.image_id):
-            message = f"expected an id of 1 to {MAX_ID_CHARACTERS:,} characters of valid Unicode"
-            report.skipped.append(SkippedImage(ascii(pair.image_id), "bad_id", message))
-            continue
-        yield pair
-    if splits and not seen:
+def pairs_of_splits(source: PairSource, splits: Sequence[str]) -> Sequence[ImageTextPair] | PairSource:
+    """The pairs of `splits`, as training and evaluation divide `source`, or all; `SourceError` when there is none."""
+    if not splits:
+        return source
+    parts = split_pairs(source)
+    chosen = {pair.image_id for split in splits for pair in parts[split]}
+    if not chosen:
+        counts = ", ".join(f"{len(pairs):,} in {split}" for split, pairs in parts.items())
         raise SourceError(
             f"images of split {', '.join(splits)} in {source.name}",
-            f"splits {', '.join(sorted(found))}" if found else "no images",
-            "name one of these, or leave --split out",
+            counts,
+            "choose another split, or leave --split out",
         )
+    return [pair for pairs in parts.values() for pair in pairs if pair.image_id in chosen]
+
+
+def checked_pairs(pairs: Iterable[ImageTextPair], name: str, report: BuildReport) -> Iterator[ImageTextPair]:
+    """`pairs` without those whose ids cannot be stored (they are reported); `SourceError` for an id that occurs twice."""
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.image_id in seen:
+            raise SourceError(f"image ids that occur once in {name}", f"{pair.image_id!r} twice", "make ids unique")
+        seen.add(pair.image_id)
+        if 1 <= len(pair.image_id) <= MAX_ID_CHARACTERS and _is_unicode(pair.image_id):
+            yield pair
+        else:
+            message = f"expected an id of 1 to {MAX_ID_CHARACTERS:,} characters of valid Unicode"
+            report.skipped.append(SkippedImage(ascii(pair.image_id), "bad_id", message))
 
 
 def catalog_entries(outcomes: Iterable[Outcome], report: BuildReport) -> Iterator[CatalogEntry]:
@@ -243,18 +249,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m serving.build_index",
         description="Embed every image of a source and publish a searchable index. Safe to kill and run again.",
+        epilog=SOURCE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--bundle", required=True, help='directory of a trained model, or "default"')
-    parser.add_argument("--data", required=True, metavar="SOURCE", help="images, such as folder:DIR or jsonl:DIR")
+    parser.add_argument("--data", required=True, metavar="SOURCE", help="the images; see below")
     parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="directory of the index")
-    parser.add_argument("--split", action="append", default=[], metavar="NAME", help="only this split; may be repeated")
+    parser.add_argument("--split", action="append", default=[], choices=SPLITS, help="only this one; may be repeated")
     parser.add_argument(
         "--batch-size", type=_positive, default=BuildSettings.batch_size, help="images embedded at once"
     )
     parser.add_argument("--shard-size", type=_positive, default=BuildSettings.shard_size, help="images kept at once")
     arguments = parser.parse_args(argv)
 
-    from data.sources import open_source
     from dual_encoder.runtime import Runtime
 
     source = open_source(arguments.data)

@@ -18,6 +18,7 @@ from fakes import ColourRuntime, ListSource, colour_pair, picture
 
 from data.errors import SnapshotError, SourceError
 from data.pairs import ImageBytes, ImageFile, ImageTextPair
+from data.splits import split_pairs
 from serving.build_index import BuildSettings, build_index
 from serving.embedding_job import EmbeddingJob
 from serving.exact_index import ExactIndex
@@ -129,11 +130,21 @@ def test_contradictory_sources_are_refused_and_the_live_index_stays(tmp_path, pa
     assert current_name(tmp_path) == live
 
 
-def test_splits_select_images_and_an_unknown_one_is_told(tmp_path):
+def test_splits_select_images_and_an_empty_one_is_told(tmp_path):
     report = build_index(ColourRuntime(), source(20), tmp_path, dataclasses.replace(SMALL, splits=("test",)))
     assert report.indexed == 5
-    with pytest.raises(SourceError, match="received splits test, train"):
+    with pytest.raises(SourceError, match="received 15 in train, 0 in validation, 5 in test"):
         build_index(ColourRuntime(), source(20), tmp_path, dataclasses.replace(SMALL, splits=("validation",)))
+
+
+def test_splits_are_those_of_training_where_the_data_set_prescribes_none(tmp_path):
+    pairs = [dataclasses.replace(colour_pair(number), split=None) for number in range(60)]
+    build_index(ColourRuntime(), ListSource(pairs, "undivided"), tmp_path, dataclasses.replace(SMALL, splits=("test",)))
+    snapshot = opened(tmp_path, ColourRuntime())
+    expected = [pair.image_id for pair in split_pairs(pairs)["test"]]
+    assert 0 < len(expected) < 30
+    assert [entry.image_id for entry in snapshot.catalog] == expected
+    snapshot.close()
 
 
 def test_shards_are_reused_only_for_the_same_model_and_images(tmp_path):
@@ -222,6 +233,33 @@ def test_decoding_errors_other_than_an_images_own_stop_the_job(tmp_path):
     with pytest.raises(OSError, match="Input/output error"):
         build_index(ColourRuntime(), ListSource(pairs, "failing"), tmp_path, SMALL)
     assert not (tmp_path / "CURRENT").exists()
+
+
+@pytest.mark.parametrize(
+    ("bundle", "data", "message"),
+    [
+        ("default", "folder:/nonexistent", "/nonexistent"),
+        ("/nonexistent", "folder:{tmp_path}", "a bundle directory"),
+    ],
+)
+def test_refusals_on_the_command_line_exit_2_and_write_nothing(tmp_path, bundle, data, message):
+    (tmp_path / "red.png").write_bytes(picture("red"))
+    command = [
+        sys.executable,
+        "-m",
+        "serving.build_index",
+        "--bundle",
+        bundle,
+        "--data",
+        data.format(tmp_path=tmp_path),
+    ]
+    result = subprocess.run(
+        [*command, "--out", str(tmp_path / "index")], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "index").exists()
 
 
 def test_help_is_fast_and_imports_no_tensorflow():

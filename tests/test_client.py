@@ -158,6 +158,17 @@ def test_exactly_one_query_is_asked_for(server):
             client.search("red", k=0)
 
 
+def test_a_server_without_its_bundle_is_refused_with_the_reason(tmp_path):
+    command = [sys.executable, "-m", "serving.server", "--bundle", str(tmp_path / "absent"), "--index", str(tmp_path)]
+    result = subprocess.run(
+        [*command, "--address", "127.0.0.1:0"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert result.stdout.startswith("listening on 127.0.0.1:")
+    assert "expected a bundle directory" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("module", ["client", "server"])
 def test_help_is_fast_and_light(module):
     begin = time.monotonic()

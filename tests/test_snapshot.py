@@ -48,6 +48,12 @@ def test_opens_what_was_published(index):
     snapshot.close()
 
 
+def test_other_users_may_read_what_was_published(published):
+    files = [path for path in published.rglob("*") if path.is_file()]
+    assert len(files) == 7
+    assert all(path.stat().st_mode & 0o004 for path in files)
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0], ids=["first", "middle", "last"])
 def test_any_changed_byte_is_refused_and_the_file_named(index, name, place):
