@@ -160,7 +160,7 @@ def pairs_of_splits(source: PairSource, splits: Sequence[str]) -> Sequence[Image
 
 
 def checked_pairs(pairs: Iterable[ImageTextPair], name: str, report: BuildReport) -> Iterator[ImageTextPair]:
-    """`pairs` without those whose ids cannot be stored (they are reported); `SourceError` for an id that occurs twice."""
+    """`pairs` without those whose ids cannot be stored, which are reported; `SourceError` for an id met before."""
     seen: set[str] = set()
     for pair in pairs:
         if pair.image_id in seen:

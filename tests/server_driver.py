@@ -18,12 +18,15 @@ from serving.server import serve
 from serving.snapshot import open_snapshot
 
 
-class BreakableRuntime(ColourRuntime):
-    """Fails on the text "break", as a defect would."""
+class SteeredRuntime(ColourRuntime):
+    """Fails on the text "break", as a defect would; on "wait" it says so and waits for a line on standard input."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         if "break" in texts:
             raise RuntimeError("a secret path")
+        if "wait" in texts:
+            print("waiting", flush=True)
+            sys.stdin.readline()
         return super().embed_texts(texts)
 
 
@@ -33,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     def load() -> SearchEngine:
         if hold:
             sys.stdin.readline()
-        runtime = BreakableRuntime()
+        runtime = SteeredRuntime()
         return SearchEngine(runtime, open_snapshot(Path(index), runtime.fingerprint))
 
     serve(address, load, grace=5.0)

@@ -279,6 +279,47 @@ def test_a_stop_signal_drains_and_exits_cleanly(index, number):
         assert output == ""
 
 
+def test_a_running_call_is_finished_before_the_server_stops(index):
+    with running(index) as (process, address), grpc.insecure_channel(address) as channel:
+        with SearchClient(address) as client:
+            client.wait_until_ready(30)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        stub = search_service_pb2_grpc.SearchServiceStub(channel)
+        call = stub.Search.future(SEARCH(query=QUERY(text="wait")), timeout=30)
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        assert not call.done()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert len(call.result(timeout=30).hits) == 10
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_call_that_gives_up_while_others_run_costs_no_work(index):
+    with running(index) as (process, address), grpc.insecure_channel(address) as channel:
+        with SearchClient(address) as client:
+            client.wait_until_ready(30)
+        stub = search_service_pb2_grpc.SearchServiceStub(channel)
+        first = stub.Search.future(SEARCH(query=QUERY(text="wait")), timeout=30)
+        assert process.stdout.readline() == "waiting\n"
+        code = None
+        try:
+            stub.Search(SEARCH(query=QUERY(text="break")), timeout=0.2)  # would fail with INTERNAL if it ever ran
+        except grpc.RpcError as error:
+            code = error.code()
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert first.result(timeout=30).hits
+        assert stub.Search(SEARCH(query=QUERY(text="red")), timeout=30).hits
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert "secret" not in errors
+
+
 def test_a_stop_signal_while_loading_ends_at_once(index):
     with running(index, "hold") as (process, _):
         process.send_signal(signal.SIGTERM)
