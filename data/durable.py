@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -105,7 +107,8 @@ def write_json(path: Path, value: Any) -> None:
 def publish_directory(final: Path) -> Iterator[Path]:
     """Yield an empty directory beside `final`; on success it is flushed and takes the place of `final`, else removed.
 
-    An existing `final` is moved away first and removed last, so its content is never half-replaced.
+    An existing `final` is exchanged for the new one in one step and then removed, so that a reader, or a crash, finds
+    the old content or the new at every moment. (Where the file system cannot exchange, `final` is away for an instant.)
     """
     final = final.resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -117,13 +120,41 @@ def publish_directory(final: Path) -> Iterator[Path]:
         sync_path(aside)
         aside.chmod(0o755)
         if final.exists():
-            old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".old"))
-            final.replace(old / "content")
-            aside.replace(final)
-            shutil.rmtree(old)
+            _replace_directory(aside, final)
         else:
             aside.replace(final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     sync_path(final.parent)
+
+
+def _replace_directory(new: Path, final: Path) -> None:
+    """Put `new` at `final` and remove what was there."""
+    if _exchange(new, final):
+        sync_path(final.parent)
+        shutil.rmtree(new)
+        return
+    old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".old"))
+    final.replace(old / "content")
+    try:
+        new.replace(final)
+    except BaseException:
+        (old / "content").replace(final)
+        old.rmdir()
+        raise
+    shutil.rmtree(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths atomically by Linux's renameat2; False where system or file system cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if library.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(error, os.strerror(error), str(other))
