@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from typing import Literal
 
 from data.console import say
 from data.durable import cache_directory, digest_json
@@ -17,7 +18,7 @@ from dual_encoder.bundle import FORMAT, Bundle, open_bundle
 NAME = "default"
 
 # What the model is: also the key of its cached copy, together with the packages that its weights come from.
-IMAGE_VARIANT = "lite0"
+IMAGE_VARIANT: Literal["lite0"] = "lite0"
 TOP_CLASSES = 100
 TEMPERATURE = 1.0
 _PACKAGES = (

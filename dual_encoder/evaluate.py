@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bundle", required=True, help='a trained model, or "default": the untrained one')
     parser.add_argument("--data", required=True, metavar="SOURCE", help="image–caption pairs, see below")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="(default: test)")
+    parser.add_argument(
+        "--split", default="test", choices=("train", "validation", "test", "all"), help="(default: test)"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to this file")
     return parser
 
@@ -86,7 +88,8 @@ def _embed_images(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> tuple[np.
     from data.errors import SourceError
     from data.loading import decoded_batches
 
-    rows, bad = [], set()
+    rows: list[np.ndarray] = []
+    bad: set[int] = set()
     batches = decoded_batches((pair.image for pair in pairs), runtime.preprocessing)
     for batch in console.progress(batches, "embedding images (batches of 32)", (len(pairs) + 31) // 32):
         bad.update(position for position, _ in batch.rejected)
@@ -107,7 +110,13 @@ def print_report(report: dict[str, Any]) -> None:
             k = int(name.split("@")[1])
             chance = min(1.0, k / figures["gallery"])
             rows.append(
-                [label, name, f"{100 * figures[name]:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", f"{100 * chance:.1f}"]
+                [
+                    label,
+                    name,
+                    f"{100 * figures[name]:.1f}",
+                    f"{100 * low:.1f} to {100 * high:.1f}",
+                    f"{100 * chance:.1f}",
+                ]
             )
     title = f"{report['bundle']['name']} on {report.get('data', 'pairs')}, split {report.get('split', '')}"
     console.print_table(title, ["direction", "metric", "%", "95 % interval", "chance, one right answer"], rows)

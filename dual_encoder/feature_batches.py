@@ -23,7 +23,7 @@ class FeatureBatches:
     """Batches of features with one caption an image, drawn anew each epoch.
 
     Shapes: each of `image_views` (N, F), `caption_features` (C, G); `captions_of[n]` lists the caption rows of image n.
-    A batch holds "image_features" (B, F), "text_features" (B, G), "image_rows" (B,) and "caption_groups" (B,), where
+    A batch holds "image_features" (B, F), "text_features" (B, G), "image_row" (B,) and "caption_group" (B,), where
     equal captions share a group.
     """
 
@@ -63,6 +63,6 @@ class FeatureBatches:
             yield {
                 "image_features": np.stack(view_rows),
                 "text_features": self.caption_features[chosen],
-                "image_rows": images.astype(np.int32),
-                "caption_groups": self.caption_groups[chosen],
+                "image_row": images.astype(np.int32),
+                "caption_group": self.caption_groups[chosen],
             }

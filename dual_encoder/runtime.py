@@ -36,12 +36,7 @@ class Runtime:
 
         "auto" runs a published ONNX graph where there is one and Keras otherwise. `BundleError` for a bad bundle.
         """
-        if str(bundle) == "default":
-            from dual_encoder.default_bundle import default_bundle
-
-            opened = default_bundle()
-        else:
-            opened = open_bundle(bundle)
+        opened = open_named_bundle(bundle)
         towers = ("image_tower", "text_tower")
         files = [opened.engine_file(tower) for tower in towers]
         if engine != "keras" and all(files):
@@ -86,3 +81,12 @@ class Runtime:
         size = self.preprocessing.size
         self.embed_texts(["warm up"])
         self.embed_pixels(np.zeros((1, size, size, 3), np.float32))
+
+
+def open_named_bundle(bundle: str | Path) -> Bundle:
+    """The bundle in a directory, or the built-in untrained one named "default"."""
+    if str(bundle) == "default":
+        from dual_encoder.default_bundle import default_bundle
+
+        return default_bundle()
+    return open_bundle(bundle)

@@ -75,7 +75,7 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False) -> Bundle:
         return done
     run = TrainingRun(recipe, splits["train"], splits["validation"])
     progress = run.fit(directory, run_key)
-    figures = run.validation_metrics()
+    figures = run.metrics()
     trained = {
         "run": run_key,
         "recipe": describe(recipe),

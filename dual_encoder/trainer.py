@@ -140,7 +140,7 @@ class Trainer:
         return self.progress.best_epoch < 0 or scores[-1] > scores[self.progress.best_epoch]
 
     def _train_step(self, batch: Mapping[str, Any]) -> Any:
-        positives = positive_mask(batch["image_rows"], batch["caption_groups"])
+        positives = positive_mask(batch["image_row"], batch["caption_group"])
         with tf.GradientTape() as tape:
             image, text = self._project(batch)
             loss = self.objective(image, text, self.model.log_scale, positives)

@@ -9,12 +9,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from data.console import say
 from data.errors import TrainingError
 from data.images import ImagePreprocessing
 from data.loading import decoded_batches
 from data.pairs import ImageTextPair
+from data.pipeline import batches as pixel_batches
 from data.text import CaptionTokenizer
 from dual_encoder.anchoring import class_embeddings, prototype_captions, prototype_features
 from dual_encoder.engines import IMAGE_BATCH, KerasEngine, run_on_texts
@@ -30,6 +32,19 @@ from dual_encoder.trainer import Progress, Trainer
 from dual_encoder.training_data import CaptionTable, captioned
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Pairs to measure on: their captions, and cached features of images (N, F) and captions (C, G) where there are."""
+
+    pairs: list[ImageTextPair]
+    table: CaptionTable
+    features: tuple[np.ndarray, np.ndarray] | None
+
+    def metrics(self, image: np.ndarray, text: np.ndarray) -> dict[str, Any]:
+        """Retrieval metrics of projections (N, D) and (C, D)."""
+        return retrieval_metrics(_unit(image), _unit(text), np.array(self.table.image_row))
+
+
 class TrainingRun:
     """A model ready to train.
 
@@ -39,20 +54,21 @@ class TrainingRun:
 
     def __init__(self, recipe: Recipe, train: Sequence[ImageTextPair], validation: Sequence[ImageTextPair]) -> None:
         self.recipe = recipe
-        self.train, self.validation = captioned(train, "train"), captioned(validation, "validation")
+        self.train = captioned(train, "train")
+        held_out = captioned(validation, "validation")
         keras.utils.set_random_seed(recipe.trainer.seed)
         keras.config.set_dtype_policy(recipe.trainer.precision)
         text_backbone = recipe.model.text_backbone
         self.tokenizer = text_backbone.tokenizer(lambda: (c for pair in self.train for c in pair.captions))
         self.model = DualEncoder(recipe.model, recipe.objective.initial_scale)
         self.frozen: dict[str, FrozenBackbone] = {}
-        self._validation_features: tuple[np.ndarray, np.ndarray] | None = None
         for part in ("image_backbone", "text_backbone"):
             backbone = getattr(recipe.model, part)
             if not backbone.trainable:
                 self.frozen[part] = freeze(getattr(self.model, part), backbone_config(backbone))
         if isinstance(recipe.model.image_head, AnchoredHead):
             anchor_in_language(self.model, class_embeddings(self._text_features))
+        self.validation = self._held_out(held_out)
         self.batches = self._feature_batches() if len(self.frozen) == 2 else self._pixel_batches()
 
     def fit(self, directory: Path, run_key: str) -> Progress:
@@ -62,30 +78,27 @@ class TrainingRun:
         )
         return trainer.fit()
 
-    def validation_metrics(self) -> dict[str, Any]:
-        """Retrieval metrics of the model as it is, on the validation split."""
-        return self._metrics(*self._project_validation())
+    def metrics(self, pairs: Sequence[ImageTextPair] | None = None) -> dict[str, Any]:
+        """Retrieval metrics of the model as it is, on `pairs` or else on the validation split."""
+        chosen = self.validation if pairs is None else self._held_out(captioned(pairs, "given"))
+        return chosen.metrics(*self._project(chosen))
 
     def _validate(self) -> Mapping[str, float]:
         """Recall@10 averaged over both directions, and the objective over batches of the validation pairs."""
-        image, text = self._project_validation()
-        figures = self._metrics(image, text)
+        image, text = self._project(self.validation)
+        figures = self.validation.metrics(image, text)
         recall = (figures["text_to_image"]["recall@10"] + figures["image_to_text"]["recall@10"]) / 2
         return {"recall": recall, "loss": self._validation_loss(image, text)}
 
-    def _metrics(self, image: np.ndarray, text: np.ndarray) -> dict[str, Any]:
-        table = CaptionTable.of(self.validation)
-        return retrieval_metrics(_unit(image), _unit(text), np.array(table.image_row))
-
     def _validation_loss(self, image: np.ndarray, text: np.ndarray) -> float:
         """Mean objective over batches of images with their first captions."""
-        first = [rows[0] for rows in CaptionTable.of(self.validation).rows_of_images(len(self.validation))]
+        text = text[[rows[0] for rows in self.validation.table.rows_of_images(len(image))]]
         size = min(self.recipe.trainer.batch_size, len(image))
         names = np.arange(size)
         losses = [
             self.recipe.objective(
                 image[start : start + size],
-                text[first[start : start + size]],
+                text[start : start + size],
                 self.model.log_scale,
                 positive_mask(names, names),
             )
@@ -93,18 +106,31 @@ class TrainingRun:
         ]
         return float(np.mean([float(loss) for loss in losses]))
 
-    def _project_validation(self) -> tuple[np.ndarray, np.ndarray]:
-        """Projections (N, D) of the validation images and (C, D) of all their captions."""
+    def _project(self, held_out: HeldOut) -> tuple[np.ndarray, np.ndarray]:
+        """Projections (N, D) of held-out images and (C, D) of all their captions."""
         model = self.model
-        if self._validation_features is not None:
-            images, texts = self._validation_features
+        if held_out.features is not None:
+            images, texts = held_out.features
             return _predict(model.image_head, images), _predict(model.text_head, texts)
         preprocessing = self.recipe.model.image_backbone.preprocessing
         image_engine = KerasEngine(lambda pixels: model.image_head(model.image_backbone(pixels, training=False)))
         text_engine = KerasEngine(lambda tokens: model.text_head(model.text_backbone(tokens, training=False)))
-        batches = decoded_batches((pair.image for pair in self.validation), preprocessing, IMAGE_BATCH)
+        batches = decoded_batches((pair.image for pair in held_out.pairs), preprocessing, IMAGE_BATCH)
         images = np.concatenate([image_engine.run({"pixels": batch.pixels}) for batch in batches])
-        return images, run_on_texts(text_engine, self.tokenizer, CaptionTable.of(self.validation).captions)
+        return images, run_on_texts(text_engine, self.tokenizer, held_out.table.captions)
+
+    def _held_out(self, pairs: list[ImageTextPair]) -> HeldOut:
+        """Pairs to measure on without those that do not decode, and their features where both backbones are frozen."""
+        preprocessing = self.recipe.model.image_backbone.preprocessing
+        if len(self.frozen) < 2:
+            batches = decoded_batches((pair.image for pair in pairs), preprocessing, IMAGE_BATCH)
+            bad = [position for batch in batches for position, _ in batch.rejected]
+            kept, _ = _without(bad, pairs, np.empty((len(pairs), 0)))
+            return HeldOut(kept, CaptionTable.of(kept), None)
+        rows, bad = image_features(self.frozen["image_backbone"], preprocessing, pairs)
+        kept, rows = _without(bad, pairs, rows)
+        table = CaptionTable.of(kept)
+        return HeldOut(kept, table, (rows, self._text_features(table.captions)))
 
     def _text_features(self, captions: Sequence[str]) -> np.ndarray:
         if "text_backbone" not in self.frozen:
@@ -116,16 +142,11 @@ class TrainingRun:
         return caption_features(self.frozen["text_backbone"], self.tokenizer, captions)
 
     def _feature_batches(self) -> Batches:
-        """Batches of cached features; also fills `_validation_features` and leaves out images that do not decode."""
+        """Batches of cached features; images that do not decode are left out."""
         recipe, frozen = self.recipe, self.frozen["image_backbone"]
         preprocessing = recipe.model.image_backbone.preprocessing
         train_rows, bad = image_features(frozen, preprocessing, self.train)
         self.train, train_rows = _without(bad, self.train, train_rows)
-        validation_rows, bad = image_features(frozen, preprocessing, self.validation)
-        self.validation, validation_rows = _without(bad, self.validation, validation_rows)
-        table = CaptionTable.of(self.validation)
-        self._validation_features = validation_rows, self._text_features(table.captions)
-
         views = [train_rows]
         if recipe.mirrored:
             mirrored, _ = image_features(frozen, dataclasses.replace(preprocessing, mirror=True), self.train)
@@ -171,12 +192,17 @@ class PixelBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, Any]]:
         """See `Batches`."""
-        from data.pipeline import batches
-
-        dataset = batches(
+        dataset = pixel_batches(
             self.pairs, self.preprocessing, self.tokenizer, self.batch_size, self.seed, epoch, start_batch=start
         )
-        return iter(dataset.take(self.steps_per_epoch - start))
+        try:
+            yield from dataset.take(self.steps_per_epoch - start)
+        except tf.errors.OpError as error:
+            raise TrainingError(
+                "images that decode",
+                (error.message or "").splitlines()[0],
+                "train on the output of python -m data.prepare, which leaves such images out",
+            ) from None
 
 
 def _without(

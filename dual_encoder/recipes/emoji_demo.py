@@ -7,4 +7,4 @@ import dataclasses
 
 from dual_encoder.recipes.openstax import RECIPE as OPENSTAX
 
-RECIPE = dataclasses.replace(OPENSTAX, name="emoji_demo")
+RECIPE = dataclasses.replace(OPENSTAX, name="emoji_demo").with_settings(batch_size=512, epochs=40)

@@ -16,10 +16,11 @@ RECIPE = Recipe(
     model=DualEncoderConfig(
         image_backbone=EfficientNetLite("lite0"),
         text_backbone=MiniLM(),
-        image_head=AnchoredHead(trainable=True),
-        text_head=LinearHead(start_as_identity=True),
+        image_head=AnchoredHead(trainable=True, dropout=0.5),
+        text_head=LinearHead(start_as_identity=True, dropout=0.5),
     ),
     objective=InfoNCE(initial_scale=20.0),
-    trainer=TrainerConfig(schedule=WarmupCosine(peak=1e-3), epochs=30, batch_size=256, weight_decay=0.05),
+    trainer=TrainerConfig(schedule=WarmupCosine(peak=3e-3), epochs=30, batch_size=1024, weight_decay=0.05),
     class_prototypes=True,
+    mirrored=True,
 )

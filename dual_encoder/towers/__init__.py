@@ -38,7 +38,10 @@ class ImageBackbone(Protocol):
     """Implementers are frozen dataclasses with a `family`, their input's preprocessing and a Keras model."""
 
     family: ClassVar[str]
-    trainable: bool
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training changes the weights."""
 
     @property
     def preprocessing(self) -> ImagePreprocessing:
@@ -55,7 +58,10 @@ class TextBackbone(Protocol):
     """Implementers are frozen dataclasses with a `family`, a tokeniser and a Keras model."""
 
     family: ClassVar[str]
-    trainable: bool
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training changes the weights."""
 
     def tokenizer(self, captions: Callable[[], Iterable[str]]) -> CaptionTokenizer | None:
         """The tokeniser; `captions` gives the training captions to those that learn theirs.
