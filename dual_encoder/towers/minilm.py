@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from data.errors import UserError
 from data.text import CaptionTokenizer
+from dual_encoder.towers.pooling import mean_over_mask
 from dual_encoder.towers.published_weights import assign_weights, packaged_file
 
 if TYPE_CHECKING:
@@ -71,15 +72,6 @@ class MiniLM:
             assign_weights(model, _keras_arrays(tensors), UNUSED)
         model.trainable = self.trainable
         return model
-
-
-def mean_over_mask(sequence: keras.KerasTensor, mask: keras.KerasTensor) -> keras.KerasTensor:
-    """Token outputs `(B, L, F)` averaged where `mask` `(B, L)` is 1, float32 `(B, F)`; zeros for an empty mask."""
-    from keras import ops
-
-    weights = ops.expand_dims(ops.cast(mask, "float32"), -1)
-    total = ops.sum(ops.cast(sequence, "float32") * weights, axis=1)
-    return total / ops.maximum(ops.sum(weights, axis=1), 1e-9)
 
 
 def _encoder(dropout: float) -> keras.Model:

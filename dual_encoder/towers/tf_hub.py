@@ -1,0 +1,207 @@
+"""Any TensorFlow Hub model or local SavedModel as an image or text backbone; knows no architecture.
+
+A SavedModel is a program: name only those you trust. Nothing is downloaded unless a handle is a web address, which
+`tensorflow_hub` then fetches once and caches under `TFHUB_CACHE_DIR`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from data.errors import UserError
+from data.images import ImagePreprocessing
+
+if TYPE_CHECKING:
+    import keras
+
+# The entries of a dictionary of outputs that hold one vector a row, the best first.
+OUTPUTS = ("pooled_output", "default", "output_0")
+
+
+@dataclass(frozen=True)
+class TfHubImage:
+    """An image model in TensorFlow Hub's convention: pixels `(B, size, size, 3)` to features `(B, F)` float32.
+
+    `handle` is a directory or a web address; `mean` and `std` are the model's scaling (0 and 1: RGB in [0, 1], the
+    convention). `output` picks an entry where the model gives several; a feature map is averaged over its positions.
+    Example: `TfHubImage("models/mobilenet", size=224, trainable=True)`.
+    """
+
+    family: ClassVar[str] = "tf_hub_image"
+
+    handle: str
+    size: int = 224
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    output: str | None = None
+    trainable: bool = False
+
+    def __post_init__(self) -> None:
+        """JSON brings lists where tuples were."""
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+
+    @property
+    def preprocessing(self) -> ImagePreprocessing:
+        """As the settings say."""
+        return ImagePreprocessing(self.size, self.resize, self.mean, self.std)
+
+    def build(self, load_weights: bool = True) -> keras.Model:
+        """The SavedModel inside a Keras model; it brings its weights in either case."""
+        import tensorflow as tf
+
+        model = load_saved_model(self.handle)
+        spec = tf.TensorSpec((None, self.size, self.size, 3), tf.float32, name="pixels")
+        return _keras_model(spec, model, self.output, self.trainable, "tf_hub_image")
+
+
+@dataclass(frozen=True)
+class TfHubText:
+    """A text model of TensorFlow Hub: strings `(B,)` to features `(B, F)` float32.
+
+    `preprocessor` is the handle of the model that turns strings into the encoder's inputs, as BERT encoders need; None
+    where the encoder takes strings itself. Example: `TfHubText("models/sentence_encoder")`.
+    """
+
+    family: ClassVar[str] = "tf_hub_text"
+
+    handle: str
+    preprocessor: str | None = None
+    output: str | None = None
+    trainable: bool = False
+
+    def tokenizer(self, captions: Callable[[], Iterable[str]]) -> None:
+        """None: the model tokenises inside its graph."""
+
+    def build(self, load_weights: bool = True) -> keras.Model:
+        """The SavedModels inside a Keras model; they bring their weights in either case."""
+        import tensorflow as tf
+        import tensorflow_text  # noqa: F401  registers the operations that text models are made of
+
+        encoder = load_saved_model(self.handle)
+        spec = tf.TensorSpec((None,), tf.string, name="texts")
+        if self.preprocessor is None:
+            return _keras_model(spec, encoder, self.output, self.trainable, "tf_hub_text")
+        preprocessor = load_saved_model(self.preprocessor)
+
+        def compute(texts: Any, training: bool = False) -> Any:
+            return _run(encoder, _run(preprocessor, texts, False), training)
+
+        return _keras_model(spec, compute, self.output, self.trainable, "tf_hub_text")
+
+
+def load_saved_model(handle: str) -> Any:
+    """The loaded SavedModel of a directory or a web address."""
+    import tensorflow as tf
+
+    if "://" in handle:
+        import tensorflow_hub
+
+        return tensorflow_hub.load(handle)
+    if not (Path(handle) / "saved_model.pb").is_file():
+        raise UserError(
+            "a directory with saved_model.pb, or a web address", handle, "download the model first, or correct the path"
+        )
+    return tf.saved_model.load(handle)
+
+
+def _run(model: Any, inputs: Any, training: bool) -> Any:
+    """Call a SavedModel by the call it was saved with, or by its serving signature."""
+    if not callable(model):
+        signature = model.signatures.get("serving_default") or model.signatures.get("default")
+        if signature is None:
+            raise UserError(
+                "a SavedModel with a call or a signature serving_default or default",
+                f"one with the signatures {sorted(model.signatures)}",
+                "save the model again with one of them",
+            )
+        names = list(signature.structured_input_signature[1])
+        return signature(**(inputs if isinstance(inputs, dict) else {names[0]: inputs}))
+    if not training:
+        return model(inputs)
+    try:
+        return model(inputs, training=True)
+    except (TypeError, ValueError):  # saved without a training argument: one behaviour for both
+        return model(inputs)
+
+
+def _one_vector(outputs: Any, wanted: str | None) -> Any:
+    """The features (B, F) among a model's outputs."""
+    import tensorflow as tf
+
+    if isinstance(outputs, dict):
+        candidates = (wanted,) if wanted else (*OUTPUTS, *(outputs if len(outputs) == 1 else ()))
+        name = next((name for name in candidates if name in outputs), None)
+        if name is None:
+            raise UserError(
+                f"an output {wanted}" if wanted else f"one output, or one called {' or '.join(OUTPUTS)}",
+                ", ".join(f"{key} {tuple(value.shape)}" for key, value in sorted(outputs.items())),
+                "set `output` to the entry that holds one vector a row",
+            )
+        outputs = outputs[name]
+    elif isinstance(outputs, list | tuple) and len(outputs) == 1:
+        outputs = outputs[0]
+    if isinstance(outputs, tf.Tensor) and len(outputs.shape) == 4:
+        outputs = tf.reduce_mean(outputs, axis=(1, 2))
+    if not isinstance(outputs, tf.Tensor) or len(outputs.shape) != 2 or outputs.shape[1] is None:
+        raise UserError("one vector of known size a row", f"{outputs!r}", "set `output`, or save a pooled model")
+    return tf.cast(outputs, tf.float32)
+
+
+def _keras_model(spec: Any, model: Any, output: str | None, trainable: bool, name: str) -> keras.Model:
+    import keras
+
+    layer = _layer_class()(spec, model, output, name="saved_model")
+    inputs = keras.Input(spec.shape[1:], dtype=spec.dtype.name, name=spec.name)
+    result = keras.Model(inputs, layer(inputs), name=name)
+    result.trainable = trainable
+    return result
+
+
+@functools.cache
+def _layer_class() -> type:
+    """Defined at first use, so that naming a backbone does not import TensorFlow."""
+    import keras
+    import tensorflow as tf
+
+    class SavedModelLayer(keras.layers.Layer):
+        """Runs a loaded SavedModel and owns the variables it uses, as Keras variables that share their memory."""
+
+        def __init__(self, spec: Any, model: Any, output: str | None, name: str) -> None:
+            super().__init__(dtype="float32", autocast=False, name=name)
+            self._compute = lambda inputs, training: _one_vector(_run(model, inputs, training), output)
+            # The training call comes second: it may use more variables (moving averages) or give another graph.
+            traces = [self._trace(spec, training) for training in (False, True)]
+            self._feature_dim = traces[0].structured_outputs.shape[1]
+            variables = {id(variable): variable for trace in traces for variable in trace.graph.variables}
+            for number, variable in enumerate(variables.values()):
+                self._own(variable, number)
+            self.built = True
+
+        def _trace(self, spec: Any, training: bool) -> Any:
+            traced = tf.function(lambda inputs: self._compute(inputs, training), autograph=False)
+            return traced.get_concrete_function(spec)
+
+        def _own(self, variable: Any, number: int) -> None:
+            owned = keras.Variable(
+                variable,
+                trainable=variable.trainable,
+                dtype=variable.dtype.name,
+                name=f"{number}_{variable.name.split(':')[0].replace('/', '_')}",
+            )
+            self._track_variable(owned)
+
+        def call(self, inputs: Any, training: bool = False) -> Any:
+            """Strings or pixels to features; a frozen layer runs as in inference."""
+            return self._compute(inputs, bool(training) and self.trainable)
+
+        def compute_output_spec(self, inputs: Any, training: bool = False) -> Any:
+            """Known from tracing the SavedModel."""
+            return keras.KerasTensor((inputs.shape[0], self._feature_dim), "float32")
+
+    return SavedModelLayer
