@@ -21,6 +21,7 @@ from data.errors import ImageError, SourceError
 from data.images import decode
 from data.loading import map_ordered
 from data.pairs import ImageBytes, ImageFile, ImageTextPair, PairSource
+from data.quiet_tensorflow import load_tensorflow
 from data.shards import MANIFEST, ShardWriter, read_manifest, write_manifest
 from data.sources import SOURCE_HELP, open_source
 from data.splits import SPLITS, SplitAssigner, SplitFractions
@@ -63,6 +64,7 @@ def prepare(source: PairSource, out: Path, settings: PrepareSettings, overwrite:
         assigner = SplitAssigner(settings.seed, settings.fractions)
         stored = _check_images(source, settings, assigner, spool, aside / REJECTED)
         splits = assigner.assign()
+        load_tensorflow()
         with ShardWriter(aside, settings.shard_size) as writer:
             for image_id, place in console.progress(stored.items(), "writing shards", total=len(stored)):
                 pair, image = _from_spool(spool, place)

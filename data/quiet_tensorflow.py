@@ -7,7 +7,8 @@ import sys
 import tempfile
 
 _VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
-_CHOSEN_BY_USER = _VARIABLE in os.environ
+# "3" is what this module sets itself, and what a process started by such a one inherits.
+_CHOSEN_BY_USER = os.environ.get(_VARIABLE, "3") != "3"
 
 
 def load_tensorflow() -> None:

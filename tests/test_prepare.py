@@ -277,6 +277,15 @@ def test_the_command_refuses_with_exit_code_2_and_a_reason(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_prints_counts_and_nothing_of_its_libraries(data: Path, tmp_path: Path) -> None:
+    done = run("--data", data, "--out", tmp_path / "out", "--shard-size", 5)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == ["checking images: 23 done", "writing shards: 23 done"]
+    counts = [line.replace("│", " ").split()[:2] for line in done.stdout.splitlines() if "MB" in line]
+    assert [split for split, _ in counts] == ["train", "validation", "test"]
+    assert sum(int(images) for _, images in counts) == ROWS
+
+
 def test_help_needs_no_tensorflow() -> None:
     code = "import sys, data.prepare, data.pipeline, data.shards, data.splits; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
