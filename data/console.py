@@ -23,7 +23,7 @@ EXIT_INTERRUPTED = 130
 
 # Reports go to standard error, so that standard output carries results only.
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
-stdout = Console(soft_wrap=True, highlight=False)
+stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def say(message: str) -> None:
