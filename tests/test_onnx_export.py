@@ -5,7 +5,11 @@ import pytest
 from keras import layers
 
 from data.errors import UserError
+from data.images import normalise
 from dual_encoder.onnx_export import export_onnx, merge_onnx
+from dual_encoder.towers.keras_applications import KerasApplication
+from dual_encoder.towers.keras_hub import KerasHubText
+from dual_encoder.towers.scratch import ScratchImage, ScratchText
 
 
 def session(path, optimised=None):
@@ -126,3 +130,23 @@ def test_a_model_of_strings_is_refused(tmp_path):
     with pytest.raises(UserError, match="run it in TensorFlow"):
         export_onnx(model, tmp_path / "text.onnx")
     assert not (tmp_path / "text.onnx").exists()
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_small_towers_of_every_convertible_family_give_keras_s_features(tmp_path, trainable):
+    bert = {"vocabulary_size": 60, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
+    keras.utils.set_random_seed(3)
+    for backbone in (
+        ScratchImage(size=32, width=8, stages=2, depth=1, trainable=trainable),
+        ScratchText(vocabulary_size=60, width=16, layers=1, heads=2, trainable=trainable),
+        KerasHubText(class_name="BertBackbone", settings=bert, trainable=trainable),
+        KerasApplication("MobileNetV3Small", size=32, trainable=trainable),
+    ):
+        model = backbone.build()
+        inputs = tokens(3, 9)
+        if hasattr(backbone, "preprocessing"):
+            values = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+            inputs = {"pixels": normalise(values, backbone.preprocessing)}
+        export_onnx(model, tmp_path / "tower.onnx")
+        expected = model(inputs if len(inputs) > 1 else inputs["pixels"], training=False)
+        np.testing.assert_allclose(session(tmp_path / "tower.onnx").run(None, inputs)[0], expected, atol=1e-4)

@@ -31,7 +31,7 @@ def test_pixels_are_scaled_as_the_network_expects(name, module):
 
 def test_a_network_trained_on_blue_green_red_sees_that_order():
     keras.utils.set_random_seed(0)
-    backbone = KerasApplication("VGG16", size=32)
+    backbone = KerasApplication("VGG16", size=32, trainable=True)
     model = backbone.build()
     pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)
     expected = keras.applications.vgg16.preprocess_input(pixels.astype(np.float32))

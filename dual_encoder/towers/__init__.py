@@ -81,7 +81,12 @@ class Classifier(Protocol):
 
 
 def backbone_config(backbone: ImageBackbone | TextBackbone) -> dict[str, Any]:
-    """A backbone's settings as JSON, read back by `backbone_from_config`."""
+    """A backbone's settings as JSON, read back by `backbone_from_config`.
+
+    A family whose settings may point to a description kept elsewhere has a method `resolved` that writes it in.
+    """
+    if hasattr(backbone, "resolved"):
+        backbone = backbone.resolved()
     return {"family": backbone.family, **dataclasses.asdict(backbone)}  # type: ignore[call-overload]
 
 

