@@ -171,7 +171,7 @@ def _backbone(backbone: KerasHubImage | KerasHubText, load_weights: bool) -> ker
     if backbone.preset and (load_weights or not backbone.class_name):
         return _from_preset(backbone.preset, load_weights)
     cls: Any = getattr(keras_hub.models, str(backbone.class_name), None)
-    if not isinstance(cls, type) or not hasattr(cls, "from_preset"):
+    if not hasattr(cls, "from_preset"):
         raise UserError("the name of a KerasHub backbone", repr(backbone.class_name), "see keras.io/keras_hub")
     # By `from_config`, since settings that came from a preset may hold serialised Keras objects.
     return cls.from_config(dict(backbone.settings))
