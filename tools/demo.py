@@ -36,11 +36,11 @@ class Question:
 
 # Said in other words than the captions say it, so that answering takes more than matching strings.
 QUESTIONS = (
-    Question("a juicy red apple", "🍎"),
+    Question("a juicy apple", "🍎🍏"),
     Question("somebody riding a bike", "🚴🚵🚲"),
-    Question("rain falling from a dark cloud", "🌧⛈🌦☔"),
-    Question("a yellow taxi cab", "🚕🚖"),
     Question("a birthday cake with candles", "🎂"),
+    Question("someone playing the violin", "🎻"),
+    Question("fireworks in the night sky", "🎆🎇"),
 )
 
 
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, help="a folder of your own pictures")
     options = parser.parse_args(argv)
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped too
     # A check must not depend on a free port.
     address = "127.0.0.1:0" if options.mode == "check" else options.address
     bundle, index = _own_folder(options.images) if options.images else _emoji()
@@ -125,7 +126,8 @@ def _ask(address: str, index: Path, questions: Sequence[Question]) -> bool:
             return status.image_count > 0
         for question, exact in zip(questions, _exact_answers(client, index, questions, HITS), strict=True):
             hits = client.search(question.text, k=HITS)
-            right = str(hits[0].attributes.get("emoji", "")).rstrip("\ufe0f") in question.right
+            # Only the first character counts: what may follow tells a man from a woman.
+            right = str(hits[0].attributes["emoji"])[0] in question.right
             same = [hit.image_id for hit in hits] == exact
             good = good and right and same
             verdict = "right" if right else f"wrong, expected one of {question.right}"
