@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from data.console import say
-from data.durable import publish_directory
+from data.durable import publish_directory, write_json
 from data.errors import BundleError
 from data.text import CaptionTokenizer
-from dual_encoder.bundle import ASSETS, CARD, MANIFEST, TOKENIZER, WEIGHTS, Bundle, write_manifest
+from dual_encoder.bundle import ASSETS, CARD, MANIFEST, METRICS, TOKENIZER, WEIGHTS, Bundle, write_manifest
 from dual_encoder.engines import Engine, KerasEngine, OnnxEngine
 from dual_encoder.frozen_features import FrozenBackbone
 from dual_encoder.model import DualEncoder, DualEncoderConfig
 from dual_encoder.onnx_export import export_onnx, merge_onnx
+from dual_encoder.towers import ASSET_FIELDS, BUNDLED
 from dual_encoder.weights import load_weights, named_weights, save_weights
 
 # How far an engine's embeddings may lie from Keras's own, as the largest difference of a component.
@@ -32,6 +33,7 @@ def save_bundle(
     name: str,
     card: str,
     trained: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None = None,
     frozen: Mapping[str, FrozenBackbone] | None = None,
 ) -> Bundle:
     """Write `model` to the directory `out`, whole or not at all, replacing a bundle that is there.
@@ -39,17 +41,20 @@ def save_bundle(
     `frozen` gives the converted graphs of unchanged backbones ("image_backbone", "text_backbone"), to be used again.
     """
     check_replaceable(out)
+    model = model.in_float32()
     with publish_directory(out) as directory:
         save_weights(directory / WEIGHTS, named_weights(model.parts()))
         if tokenizer is not None:
             (directory / TOKENIZER).write_text(tokenizer.to_json(), "utf-8")
         (directory / CARD).write_text(card, "utf-8")
-        _copy_assets(model.config, directory)
+        if metrics is not None:
+            write_json(directory / METRICS, metrics)
+        config = _copy_assets(model, directory)
         _publish_engines(model, tokenizer, directory, frozen or {})
         bundle = write_manifest(
             directory,
             name=name,
-            config=model.config.to_config(),
+            config=config,
             preprocessing=model.config.image_backbone.preprocessing,
             max_tokens=None if tokenizer is None else tokenizer.max_tokens,
             embedding_dim=model.embedding_dim,
@@ -80,12 +85,16 @@ def keras_engines(bundle: Bundle) -> tuple[Engine, Engine]:
     return KerasEngine(model.embed_images), KerasEngine(model.embed_texts)
 
 
-def _copy_assets(config: DualEncoderConfig, directory: Path) -> None:
-    """A backbone made from a SavedModel directory brings that directory with it."""
+def _copy_assets(model: DualEncoder, directory: Path) -> dict[str, Any]:
+    """Take the SavedModel directories that backbones are made from along, and give the config that points to them."""
+    config = model.config.to_config()
     for part in ("image_backbone", "text_backbone"):
-        handle = getattr(getattr(config, part), "handle", None)
-        if handle and Path(handle).is_dir():
-            shutil.copytree(handle, directory / ASSETS / part)
+        for name in ASSET_FIELDS:
+            place = config[part].get(name)
+            if place and Path(place).is_dir():
+                shutil.copytree(place, directory / ASSETS / part / name)
+                config[part][name] = BUNDLED
+    return config
 
 
 def _publish_engines(

@@ -33,6 +33,10 @@ FAMILIES = {
     "scratch_text": "dual_encoder.towers.scratch:ScratchText",
 }
 
+# Fields of a backbone that may name a local SavedModel directory, and what a bundle that brings it along says instead.
+ASSET_FIELDS = ("handle", "preprocessor")
+BUNDLED = "bundled"
+
 
 class ImageBackbone(Protocol):
     """Implementers are frozen dataclasses with a `family`, their input's preprocessing and a Keras model."""
@@ -91,11 +95,7 @@ def backbone_config(backbone: ImageBackbone | TextBackbone) -> dict[str, Any]:
 
 
 def backbone_from_config(config: dict[str, Any], assets: Path | None = None) -> Any:
-    """The backbone of a stored config.
-
-    `assets` is the directory where a bundle keeps what a backbone needs beside weights (a SavedModel); a family that
-    has such files names them in a field `handle`.
-    """
+    """The backbone of a stored config; `assets` is where a bundle keeps the directories it took along for it."""
     settings = dict(config)
     family = settings.pop("family", None)
     if family not in FAMILIES:
@@ -107,6 +107,7 @@ def backbone_from_config(config: dict[str, Any], assets: Path | None = None) -> 
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(settings) - known):
         raise BundleError(f"settings of {family}: {', '.join(sorted(known))}", ", ".join(unknown), "correct the config")
-    if assets is not None and assets.is_dir() and "handle" in settings:
-        settings["handle"] = str(assets)
+    for name in ASSET_FIELDS:
+        if settings.get(name) == BUNDLED and assets is not None:
+            settings[name] = str(assets / name)
     return cls(**settings)
