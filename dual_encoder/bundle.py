@@ -82,15 +82,16 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
         if manifest["format"] != FORMAT:
             raise BundleError(f"bundle format {FORMAT}", repr(manifest["format"]), "export it again with this version")
         problems = changed_files(directory, manifest["files"]) if verify else []
-        stated = fingerprint_of(manifest)
-    except (KeyError, TypeError, ValueError) as error:
+        stated, named = fingerprint_of(manifest), manifest["fingerprint"]
+        ImagePreprocessing.from_config(manifest["preprocessing"])
+        if not isinstance(manifest["name"], str) or not isinstance(manifest["trained"], dict):
+            raise TypeError("name or trained")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"a valid {MANIFEST}", f"{file} ({error!r})", "copy or export the bundle again") from None
     if problems:
         raise BundleError("the files that were exported", "; ".join(problems[:3]), "copy or export the bundle again")
-    if stated != manifest["fingerprint"]:
-        raise BundleError(
-            f"fingerprint {manifest['fingerprint'][:12]}…", f"content of {stated[:12]}…", "export the bundle again"
-        )
+    if stated != named:
+        raise BundleError(f"fingerprint {str(named)[:12]}…", f"content of {stated[:12]}…", "export the bundle again")
     return Bundle(directory, manifest)
 
 
@@ -136,9 +137,11 @@ def write_manifest(
 
 
 def add_metrics(bundle: Bundle, metrics: Mapping[str, Any]) -> Bundle:
-    """Store figures in a bundle; its fingerprint stays."""
-    write_json(bundle.path / METRICS, metrics)
+    """Store figures in a bundle; its fingerprint stays, and a crash at any point leaves a bundle that opens."""
     manifest = dict(bundle.manifest)
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name != METRICS}
+    write_json(bundle.path / MANIFEST, manifest)
+    write_json(bundle.path / METRICS, metrics)
     path = bundle.path / METRICS
     entry = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
     manifest["files"] = {**manifest["files"], METRICS: entry}

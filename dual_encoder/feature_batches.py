@@ -38,9 +38,7 @@ class FeatureBatches:
     ) -> None:
         self.image_views, self.caption_features = image_views, caption_features
         self.captions_of = [np.asarray(rows, np.int64) for rows in captions_of]
-        groups: dict[str, int] = {}
-        cleaned = (clean_caption(caption) for caption in captions)
-        self.caption_groups = np.array([groups.setdefault(text, len(groups)) for text in cleaned], np.int32)
+        self.caption_groups = caption_groups(captions)
         self.batch_size = min(batch_size, len(self.captions_of))
         self.seed = seed
         # The last, smaller batch of an epoch is left out; another shuffle brings its rows back in the next epoch.
@@ -66,3 +64,9 @@ class FeatureBatches:
                 "image_row": images.astype(np.int32),
                 "caption_group": self.caption_groups[chosen],
             }
+
+
+def caption_groups(captions: Sequence[str]) -> np.ndarray:
+    """A number for each caption (C,) int32, the same for captions that are equal once cleaned."""
+    groups: dict[str, int] = {}
+    return np.array([groups.setdefault(clean_caption(caption), len(groups)) for caption in captions], np.int32)

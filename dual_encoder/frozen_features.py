@@ -7,6 +7,7 @@ the content of its images or captions. So a killed run repeats at most one block
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,19 +39,30 @@ class FrozenBackbone:
 
 def freeze(model: Any, config: dict[str, Any]) -> FrozenBackbone:
     """The fastest engine for a built backbone; its ONNX conversion is cached under the backbone's key."""
-    from dual_encoder.onnx_export import export_onnx
-
     key = digest_json({"backbone": config, "weights": digest_weights(model.weights), "conversion": 1})
     path = cache_directory("onnx") / f"{key}.onnx"
-    if not path.exists():
-        aside = path.with_suffix(".part")
+    if path.exists():
         try:
-            export_onnx(model, aside)
-        except Exception as error:  # any graph that the converter cannot express
-            say(f"{model.name} cannot be converted to ONNX ({error}); it runs in TensorFlow instead")
-            return FrozenBackbone(key, KerasEngine(lambda inputs: model(inputs, training=False)), None)
-        aside.replace(path)
+            return FrozenBackbone(key, OnnxEngine(path), path)
+        except Exception:  # ONNX Runtime's errors have no common base
+            say(f"a damaged conversion of {model.name} is made again: {path.name}")
+    try:
+        write_atomic(path, _converted(model))
+    except Exception as error:  # any graph that the converter or ONNX Runtime cannot express
+        say(f"{model.name} cannot be converted to ONNX ({error}); it runs in TensorFlow instead")
+        return FrozenBackbone(key, KerasEngine(lambda inputs: model(inputs, training=False)), None)
     return FrozenBackbone(key, OnnxEngine(path), path)
+
+
+def _converted(model: Any) -> bytes:
+    """An ONNX file of `model` that ONNX Runtime has agreed to load."""
+    from dual_encoder.onnx_export import export_onnx
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "backbone.onnx"
+        export_onnx(model, path)
+        OnnxEngine(path)
+        return path.read_bytes()
 
 
 def image_features(

@@ -5,6 +5,7 @@ Row i of `image` and row i of `text` match. Shapes: image (B, D), text (B, D), p
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,7 +47,7 @@ class InfoNCE:
     def __call__(self, image: Tensor, text: Tensor, log_scale: Tensor, positives: Tensor) -> Tensor:
         """Mean loss of a batch of un-normalised projections, a float32 scalar."""
         image, text = l2_normalise(image), l2_normalise(text)
-        scale = ops.minimum(ops.exp(log_scale), self.max_scale)
+        scale = ops.exp(ops.minimum(log_scale, math.log(self.max_scale)))
         logits = scale * ops.matmul(image, ops.transpose(text))  # (B, D) x (D, B) -> (B, B)
         diagonal = ops.eye(ops.shape(logits)[0], dtype="bool")
         accidental = ops.logical_and(positives, ops.logical_not(diagonal))

@@ -29,7 +29,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, right: Sequence[Sequence[int
         block = np.asarray(queries[start : start + _BLOCK], np.float32) @ np.asarray(gallery, np.float32).T
         for offset, scores in enumerate(block):
             rows = np.asarray(right[start + offset], np.int64)
-            best = np.max(np.nan_to_num(scores[rows], nan=-np.inf))
+            best = np.max(np.where(np.isfinite(scores[rows]), scores[rows], -np.inf))
             # Written so that a NaN on either side counts against the model.
             not_below = ~(scores < best - TIE)
             not_below[rows] = False

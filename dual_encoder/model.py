@@ -5,13 +5,16 @@ pixels (B, S, S, 3) → image features (B, F) → projection (B, D) → L2 → i
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from data.errors import TrainingError
+from data.errors import BundleError, TrainingError
 from dual_encoder.losses import l2_normalise
 from dual_encoder.projection_head import AnchoredHead, Head, anchor, head_config, head_from_config
 from dual_encoder.towers import ImageBackbone, TextBackbone, backbone_config, backbone_from_config
@@ -38,6 +41,11 @@ class DualEncoderConfig:
     @classmethod
     def from_config(cls, config: dict[str, Any], assets: Any = None) -> DualEncoderConfig:
         """The inverse of `to_config`; `assets` is a bundle's directory of files that backbones need."""
+        parts = {field.name for field in dataclasses.fields(cls)}
+        if set(config) != parts:
+            raise BundleError(
+                f"a config of {', '.join(sorted(parts))}", ", ".join(sorted(config)) or "none of them", "correct it"
+            )
         return cls(
             backbone_from_config(config["image_backbone"], assets and assets / "image_backbone"),
             backbone_from_config(config["text_backbone"], assets and assets / "text_backbone"),
@@ -47,15 +55,28 @@ class DualEncoderConfig:
 
 
 class DualEncoder(keras.Model):
-    """Image tower, text tower and the learned logarithm of the similarity scale."""
+    """Image tower, text tower and the learned logarithm of the similarity scale.
 
-    def __init__(self, config: DualEncoderConfig, initial_scale: float = 1.0, load_weights: bool = True) -> None:
-        super().__init__(name="dual_encoder")
-        self.config = config
-        self.image_backbone = config.image_backbone.build(load_weights)
-        self.text_backbone = config.text_backbone.build(load_weights)
-        self.image_head = config.image_head.build(self.image_backbone.output_shape[-1])
-        self.text_head = config.text_head.build(self.text_backbone.output_shape[-1])
+    `precision` is the Keras dtype policy of the parts that train. A frozen backbone computes in float32 whatever it is:
+    its features and its converted graph are kept for other runs.
+    """
+
+    def __init__(
+        self,
+        config: DualEncoderConfig,
+        initial_scale: float = 1.0,
+        load_weights: bool = True,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(name="dual_encoder", dtype="float32")
+        self.config, self.precision = config, precision
+        with _dtype_policy(precision if config.image_backbone.trainable else "float32"):
+            self.image_backbone = config.image_backbone.build(load_weights)
+        with _dtype_policy(precision if config.text_backbone.trainable else "float32"):
+            self.text_backbone = config.text_backbone.build(load_weights)
+        with _dtype_policy(precision):
+            self.image_head = config.image_head.build(self.image_backbone.output_shape[-1])
+            self.text_head = config.text_head.build(self.text_backbone.output_shape[-1])
         if self.image_head.output_shape != self.text_head.output_shape:
             raise TrainingError(
                 "heads of one embedding size",
@@ -83,6 +104,16 @@ class DualEncoder(keras.Model):
         features = self.text_backbone(tokens, training=False)
         return l2_normalise(self.text_head(features, training=False))
 
+    def in_float32(self) -> DualEncoder:
+        """This model, or one with its weights that computes in float32: what is published and converted."""
+        if self.precision == "float32":
+            return self
+        twin = DualEncoder(self.config, load_weights=False)
+        for part, variables in self.parts().items():
+            for theirs, mine in zip(twin.parts()[part], variables, strict=True):
+                theirs.assign(mine)
+        return twin
+
     def parts(self) -> dict[str, list[Any]]:
         """Every weight by part, in an order that depends on the config alone: how weights are named in files."""
         return {
@@ -98,12 +129,36 @@ def anchor_in_language(model: DualEncoder, class_embeddings: np.ndarray) -> None
     """Set the bridge of an `AnchoredHead` from the image backbone's own classifier and embedded class names (C, D)."""
     if not isinstance(model.config.image_head, AnchoredHead):
         return
-    classifier = getattr(model.config.image_backbone, "classifier", None)
+    kernel, bias = classifier_of(model.config.image_backbone)
+    shape = (model.config.image_head.classes, model.config.image_head.embedding_dim)
+    if class_embeddings.shape != shape or kernel.shape[1] != shape[0]:
+        raise TrainingError(
+            f"an AnchoredHead of {kernel.shape[1]} classes and embedding_dim {class_embeddings.shape[1]}, "
+            "as the classifier and the text backbone have",
+            f"{shape[0]} classes and embedding_dim {shape[1]}",
+            "correct the head's settings",
+        )
+    anchor(model.image_head, kernel, bias, class_embeddings)
+
+
+def classifier_of(backbone: ImageBackbone) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel (F, C) and bias (C,) of a backbone's own classifier; `TrainingError` for a backbone without one."""
+    classifier = getattr(backbone, "classifier", None)
     if classifier is None:
         raise TrainingError(
-            "an image backbone with a classifier for a language-anchored head",
-            f"{model.config.image_backbone.family}, which has none",
-            "use LinearHead, or the efficientnet_lite backbone",
+            "an image backbone with a classifier, for a language-anchored head or class prototypes",
+            f"{backbone.family}, which has none",
+            "use LinearHead without class prototypes, or the efficientnet_lite backbone",
         )
-    kernel, bias = classifier()
-    anchor(model.image_head, kernel, bias, class_embeddings)
+    return classifier()
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Build layers under a dtype policy and leave Keras's global one as it was."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

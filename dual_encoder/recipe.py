@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +41,15 @@ class TrainerConfig:
     patience: int = 10
     monitor: Literal["recall", "loss"] = "recall"
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Refuse settings with which no step can be taken."""
+        if self.epochs < 1 or self.batch_size < 1 or self.patience < 0:
+            raise TrainingError(
+                "epochs and batch_size of at least 1, patience of at least 0",
+                f"epochs {self.epochs}, batch_size {self.batch_size}, patience {self.patience}",
+                "correct the recipe or the command line",
+            )
 
 
 @dataclass(frozen=True)
@@ -78,10 +88,11 @@ def load_recipe(name: str) -> Recipe:
         raise TrainingError(
             f"a recipe among {', '.join(recipe_names())}, or a Python file", repr(name), "see --help for the names"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Registered under a name that hides no other module: dataclasses look their module up.
+    spec = importlib.util.spec_from_file_location(f"recipe_file_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from data.errors import BundleError
 from data.images import load_pixels
 from data.loading import map_ordered
 from data.quiet_tensorflow import load_tensorflow
@@ -34,7 +35,8 @@ class Runtime:
     def load(cls, bundle: str | Path, engine: EngineName = "auto", threads: int | None = None) -> Runtime:
         """Open a bundle directory, or the built-in untrained model named "default", and start its engines.
 
-        "auto" runs a published ONNX graph where there is one and Keras otherwise. `BundleError` for a bad bundle.
+        "auto" runs a published ONNX graph where there is one and Keras otherwise. `BundleError` for a bad bundle, and
+        for "onnxruntime" with a bundle that has no such graph.
         """
         opened = open_named_bundle(bundle)
         towers = ("image_tower", "text_tower")
@@ -42,6 +44,8 @@ class Runtime:
         if engine != "keras" and all(files):
             image, text = (OnnxEngine(file, threads) for file in files if file)
             return cls(opened, image, text)
+        if engine == "onnxruntime":
+            raise BundleError("a bundle with ONNX graphs", f"{opened.path} without them", 'use the engine "auto"')
         load_tensorflow()
         from dual_encoder.bundle_model import keras_engines
 

@@ -67,9 +67,9 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False) -> Bundle:
     splits = split_pairs(source)
     digest = data_digest(splits)
     run_key = digest_json({"recipe": describe(recipe), "data": digest})
-    directory = out.with_name(out.name + ".run")
-    if fresh and directory.exists():
-        shutil.rmtree(directory)
+    directory = out.resolve().with_name(out.resolve().name + ".run")
+    if fresh:
+        shutil.rmtree(directory, ignore_errors=True)
     elif (done := _finished(out, run_key)) is not None:
         console.say(f"{out} is the result of this same run: left as it is (--fresh trains again)")
         return done
@@ -92,6 +92,7 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False) -> Bundle:
         name=f"{recipe.name} {digest[:8]}",
         card=model_card(recipe, source.name, trained, figures),
         trained=trained,
+        metrics={"validation": figures},
         frozen=run.frozen,
     )
     console.say(f"bundle {out}: fingerprint {bundle.fingerprint[:12]}, best epoch {progress.best_epoch + 1}")

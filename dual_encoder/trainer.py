@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -96,7 +97,10 @@ class Trainer:
         for batch in progress(self.batches.epoch(state.epoch, state.step), label, steps, state.step, quiet=True):
             done = state.epoch * steps + state.step
             self.optimizer.learning_rate.assign(self.config.schedule.learning_rate(done, total, losses))
-            state.loss_sum += float(self._step(batch))
+            loss = float(self._step(batch))
+            if not np.isfinite(loss):
+                raise _not_finite("loss", loss, state.epoch)
+            state.loss_sum += loss
             state.step += 1
             if interrupted():
                 self._save()
@@ -109,9 +113,9 @@ class Trainer:
     def _end_epoch(self) -> None:
         state = self.progress
         loss = state.loss_sum / max(1, state.step)
-        if not np.isfinite(loss):
-            raise TrainingError("a finite loss", f"{loss} in epoch {state.epoch + 1}", "lower the learning rate")
         figures = self.validate()
+        if not np.isfinite(figures["loss"]):  # the last step may have spoiled the weights
+            raise _not_finite("validation loss", figures["loss"], state.epoch)
         state.history.append(
             {
                 "loss": loss,
@@ -152,6 +156,8 @@ class Trainer:
                 for gradient, variable in zip(tape.gradient(scaled, variables), variables, strict=True)
             ]
         )
+        # Beyond its limit the scale would have no gradient and never come back.
+        self.model.log_scale.assign(tf.minimum(self.model.log_scale, math.log(self.objective.max_scale)))
         return loss
 
     def _project(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -222,6 +228,10 @@ class _Slot:
 
     def assign(self, array: np.ndarray) -> None:
         self.array = array
+
+
+def _not_finite(what: str, value: float, epoch: int) -> TrainingError:
+    return TrainingError(f"a finite {what}", f"{value} in epoch {epoch + 1}", "lower the learning rate")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from data.pipeline import batches as pixel_batches
 from data.text import CaptionTokenizer
 from dual_encoder.anchoring import class_embeddings, prototype_captions, prototype_features
 from dual_encoder.engines import IMAGE_BATCH, KerasEngine, run_on_texts
-from dual_encoder.feature_batches import Batches, FeatureBatches
+from dual_encoder.feature_batches import Batches, FeatureBatches, caption_groups
 from dual_encoder.frozen_features import FrozenBackbone, caption_features, freeze, image_features
 from dual_encoder.losses import positive_mask
 from dual_encoder.metrics import retrieval_metrics
-from dual_encoder.model import DualEncoder, anchor_in_language
+from dual_encoder.model import DualEncoder, anchor_in_language, classifier_of
 from dual_encoder.projection_head import AnchoredHead
 from dual_encoder.recipe import Recipe
 from dual_encoder.towers import backbone_config
@@ -57,10 +58,9 @@ class TrainingRun:
         self.train = captioned(train, "train")
         held_out = captioned(validation, "validation")
         keras.utils.set_random_seed(recipe.trainer.seed)
-        keras.config.set_dtype_policy(recipe.trainer.precision)
         text_backbone = recipe.model.text_backbone
         self.tokenizer = text_backbone.tokenizer(lambda: (c for pair in self.train for c in pair.captions))
-        self.model = DualEncoder(recipe.model, recipe.objective.initial_scale)
+        self.model = DualEncoder(recipe.model, recipe.objective.initial_scale, precision=recipe.trainer.precision)
         self.frozen: dict[str, FrozenBackbone] = {}
         for part in ("image_backbone", "text_backbone"):
             backbone = getattr(recipe.model, part)
@@ -92,15 +92,17 @@ class TrainingRun:
 
     def _validation_loss(self, image: np.ndarray, text: np.ndarray) -> float:
         """Mean objective over batches of images with their first captions."""
-        text = text[[rows[0] for rows in self.validation.table.rows_of_images(len(image))]]
+        table = self.validation.table
+        first = [rows[0] for rows in table.rows_of_images(len(image))]
+        text, groups = text[first], caption_groups([table.captions[row] for row in first])
         size = min(self.recipe.trainer.batch_size, len(image))
-        names = np.arange(size)
+        rows = np.arange(size)
         losses = [
             self.recipe.objective(
                 image[start : start + size],
                 text[start : start + size],
                 self.model.log_scale,
-                positive_mask(names, names),
+                positive_mask(rows, groups[start : start + size]),
             )
             for start in range(0, len(image) - size + 1, size)
         ]
@@ -108,16 +110,23 @@ class TrainingRun:
 
     def _project(self, held_out: HeldOut) -> tuple[np.ndarray, np.ndarray]:
         """Projections (N, D) of held-out images and (C, D) of all their captions."""
-        model = self.model
         if held_out.features is not None:
             images, texts = held_out.features
-            return _predict(model.image_head, images), _predict(model.text_head, texts)
+            return _predict(self.model.image_head, images), _predict(self.model.text_head, texts)
         preprocessing = self.recipe.model.image_backbone.preprocessing
-        image_engine = KerasEngine(lambda pixels: model.image_head(model.image_backbone(pixels, training=False)))
-        text_engine = KerasEngine(lambda tokens: model.text_head(model.text_backbone(tokens, training=False)))
+        image_engine, text_engine = self._engines
         batches = decoded_batches((pair.image for pair in held_out.pairs), preprocessing, IMAGE_BATCH)
         images = np.concatenate([image_engine.run({"pixels": batch.pixels}) for batch in batches])
         return images, run_on_texts(text_engine, self.tokenizer, held_out.table.captions)
+
+    @functools.cached_property
+    def _engines(self) -> tuple[KerasEngine, KerasEngine]:
+        """Pixels and tokens to projections, traced once for the whole run."""
+        model = self.model
+        return (
+            KerasEngine(lambda x: model.image_head(model.image_backbone(x, training=False), training=False)),
+            KerasEngine(lambda x: model.text_head(model.text_backbone(x, training=False), training=False)),
+        )
 
     def _held_out(self, pairs: list[ImageTextPair]) -> HeldOut:
         """Pairs to measure on without those that do not decode, and their features where both backbones are frozen."""
@@ -154,7 +163,7 @@ class TrainingRun:
         table = CaptionTable.of(self.train)
         captions, captions_of = list(table.captions), table.rows_of_images(len(self.train))
         if recipe.class_prototypes:
-            kernel, _ = recipe.model.image_backbone.classifier()  # type: ignore[attr-defined]
+            kernel, _ = classifier_of(recipe.model.image_backbone)
             prototypes = prototype_features(kernel, train_rows)
             views = [np.concatenate([view, prototypes]) for view in views]
             for texts in prototype_captions():
@@ -168,6 +177,12 @@ class TrainingRun:
         if self.tokenizer is None:
             raise TrainingError(
                 "a text backbone with a tokeniser", "one that takes strings", "freeze both backbones, or use another"
+            )
+        if self.recipe.mirrored or self.recipe.class_prototypes:
+            raise TrainingError(
+                "frozen backbones with mirrored views or class prototypes, which are made of cached features",
+                "a backbone that trains",
+                "set mirrored and class_prototypes to False, or freeze both backbones",
             )
         config = self.recipe.trainer
         return PixelBatches(
