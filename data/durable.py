@@ -81,12 +81,23 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Give an `OSError` that names no file, as that of a full disk, the name of the one being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data` so that a reader, or a crash, sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming_file(path), os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would keep a server under another user from reading it
             file.write(data)
             file.flush()
@@ -114,7 +125,8 @@ def publish_directory(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part"))
     try:
-        yield aside
+        with naming_file(final):
+            yield aside
         for path in aside.rglob("*"):
             sync_path(path)
         sync_path(aside)

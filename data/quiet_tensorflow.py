@@ -1,10 +1,14 @@
-"""Imports TensorFlow without the lines its libraries print when they load; knows nothing else of it."""
+"""Imports TensorFlow without the lines its libraries print when they load, and gives its file errors as Python's."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
 # "3" is what this module sets itself, and what a process started by such a one inherits.
@@ -39,3 +43,15 @@ def load_tensorflow() -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+@contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """Raise TensorFlow's failure to write `path`, such as on a full disk, as the `OSError` that a file gives."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        number = errno.ENOSPC if isinstance(error, tf.errors.ResourceExhaustedError) else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error

@@ -17,6 +17,7 @@ from typing import Any
 from data.durable import canonical_json, changed_files, directory_digests, write_json
 from data.errors import SourceError
 from data.pairs import ImageBytes, ImageTextPair
+from data.quiet_tensorflow import os_errors
 
 FORMAT = "image-text-shards"
 VERSION = 1
@@ -37,11 +38,11 @@ class ShardWriter:
     def write(self, pair: ImageTextPair, image: bytes, split: str) -> None:
         """Append one pair; `image` is its encoded image."""
         writer, entry = self._open.get(split) or self._start(split)
-        writer.write(_example(pair, image, split))
+        with os_errors(self.directory / entry["file"]):
+            writer.write(_example(pair, image, split))
         entry["images"] += 1
         if entry["images"] == self.shard_size:
-            writer.close()
-            del self._open[split]
+            self._close(split)
 
     def _start(self, split: str) -> tuple[Any, dict[str, Any]]:
         import tensorflow as tf
@@ -56,9 +57,13 @@ class ShardWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for writer, _ in self._open.values():
+        for split in tuple(self._open):
+            self._close(split)
+
+    def _close(self, split: str) -> None:
+        writer, entry = self._open.pop(split)
+        with os_errors(self.directory / entry["file"]):
             writer.close()
-        self._open.clear()
 
 
 def write_manifest(directory: Path, shards: list[dict[str, Any]], made_from: dict[str, Any]) -> dict[str, Any]:

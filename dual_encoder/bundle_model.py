@@ -111,6 +111,8 @@ def _publish_engines(
         difference = max(_image_difference(model, image), _text_difference(model, tokenizer, text))
         if not difference <= ENGINE_TOLERANCE:
             raise BundleError(f"a difference of at most {ENGINE_TOLERANCE}", f"{difference:.1e}", "Keras is used")
+    except OSError:  # a full disk: the same command goes on from its checkpoint when there is room
+        raise
     except Exception as error:  # whatever the converter cannot express must not cost the user the trained model
         say(f"no ONNX engine is published, the model runs in TensorFlow: {error}")
         image.unlink(missing_ok=True)

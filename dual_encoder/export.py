@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from data import console
 from data.durable import publish_directory
 from data.errors import BundleError
-from data.quiet_tensorflow import load_tensorflow
+from data.quiet_tensorflow import load_tensorflow, os_errors
 
 if TYPE_CHECKING:
     from dual_encoder.bundle import Bundle
@@ -52,7 +52,8 @@ def export(bundle: Bundle, out: Path) -> None:
     expected = module.expected(list(SAMPLE))
     with publish_directory(out) as directory:
         signatures = {"embed_texts": module.embed_texts, "embed_images": module.embed_images}
-        tf.saved_model.save(module, str(directory), {**signatures, "serving_default": module.embed_texts})
+        with os_errors(out):
+            tf.saved_model.save(module, str(directory), {**signatures, "serving_default": module.embed_texts})
         loaded = tf.saved_model.load(str(directory)).signatures["embed_texts"]
         difference = float(np.abs(loaded(texts=tf.constant(texts))["embeddings"].numpy() - expected).max())
         if not difference <= 1e-5:

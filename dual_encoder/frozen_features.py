@@ -48,6 +48,8 @@ def freeze(model: Any, config: dict[str, Any]) -> FrozenBackbone:
             say(f"a damaged conversion of {model.name} is made again: {path.name}")
     try:
         write_atomic(path, _converted(model))
+    except OSError:  # a full disk says nothing of the graph
+        raise
     except Exception as error:  # any graph that the converter or ONNX Runtime cannot express
         say(f"{model.name} cannot be converted to ONNX ({error}); it runs in TensorFlow instead")
         return FrozenBackbone(key, KerasEngine(lambda inputs: model(inputs, training=False)), None)

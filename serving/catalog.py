@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,19 +57,23 @@ class CatalogEntry:
 def write_catalog(path: Path, entries: Iterable[CatalogEntry]) -> int:
     """Write a new catalog and return the number of entries, whose rows must count from 0.
 
-    A repeated `image_id` is an `sqlite3.IntegrityError`. The file is complete when this returns; a crash before leaves
-    a part that nobody reads.
+    A repeated `image_id` is an `sqlite3.IntegrityError`; a full disk is an `OSError`, as for any file. The file is
+    complete when this returns; a crash before leaves a part that nobody reads.
     """
     path.unlink(missing_ok=True)
-    with closing(sqlite3.connect(path)) as connection:
-        # One transaction on a file that no one else sees: the journal would only cost time.
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
-        connection.execute(_SCHEMA)
-        connection.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", (_to_columns(e) for e in entries))
-        connection.commit()
-        (count,) = connection.execute("SELECT count(*) FROM images").fetchone()
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            # One transaction on a file that no one else sees: the journal would only cost time.
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+            connection.execute(_SCHEMA)
+            connection.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", (_to_columns(e) for e in entries))
+            connection.commit()
+            (count,) = connection.execute("SELECT count(*) FROM images").fetchone()
+    except sqlite3.OperationalError as error:
+        number = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
+        raise OSError(number, os.strerror(number), f"{path} ({error})") from error
     return count
 
 

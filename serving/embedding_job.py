@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.durable import digest_bytes, digest_json, write_atomic
+from data.durable import digest_bytes, digest_json, naming_file, write_atomic
 from data.errors import ImageError
 from data.images import load_pixels
 from data.loading import content_digests, map_ordered
@@ -85,13 +85,16 @@ class EmbeddingJob:
     def write_vectors(self, path: Path) -> None:
         """Write the embeddings of the finished run, (N, D) float32 in the order of the outcomes, as one .npy file."""
         shape = (sum(self._rows), self.runtime.embedding_dim)
-        vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        start = 0
-        for shard, rows in enumerate(self._rows):
-            with np.load(self._path(shard), allow_pickle=False) as stored:
-                vectors[start : start + rows] = stored["vectors"]
-            start += rows
-        vectors.flush()
+        header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+        # Written, not memory-mapped: a full disk is then an error and not a signal that ends the process.
+        with naming_file(path), path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for shard, rows in enumerate(self._rows):
+                with np.load(self._path(shard), allow_pickle=False) as stored:
+                    vectors = stored["vectors"]
+                if vectors.shape != (rows, shape[1]) or vectors.dtype != np.float32:
+                    raise ValueError(f"expected float32 {(rows, shape[1])} in shard {shard}; it has changed meanwhile")
+                file.write(np.ascontiguousarray(vectors).data)
 
     def _plan(self, pairs: Iterable[ImageTextPair]) -> Iterator[_Reused | tuple[int, ImageTextPair]]:
         """Finished shards as they are, and the pairs of the others one by one."""

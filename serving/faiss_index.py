@@ -10,6 +10,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from data.durable import naming_file
 from data.errors import SnapshotError
 from serving.exact_index import ExactIndex, best_of, check_queries, check_shape, check_vectors
 
@@ -87,8 +88,10 @@ class FaissIndex:
         return k + 8 if self.kind == "Flat" else 400 + 4 * k
 
     def save(self, path: Path) -> None:
-        """Write FAISS's own format."""
-        faiss.write_index(self.index, str(path))
+        """Write FAISS's own format; `OSError` as for any file."""
+        with naming_file(path), path.open("wb") as file:
+            writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]
+            faiss.write_index(self.index, writer)
 
     @classmethod
     def load(cls, path: Path, vectors: np.ndarray, kind: str) -> FaissIndex:
