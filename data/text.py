@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from data.errors import UserError
 # A longer text is cut before it is tokenised: no caption needs more, and work must stay bounded.
 MAX_CHARACTERS = 10_000
 
-PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+FRAME = PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
 def clean_caption(text: str) -> str:
@@ -95,19 +96,41 @@ class CaptionTokenizer:
 
     @classmethod
     def trained(cls, captions: Iterable[str], vocabulary_size: int = 8000, max_tokens: int = 64) -> CaptionTokenizer:
-        """A WordPiece vocabulary learned from `captions`, for text towers trained from scratch in any language."""
+        """A WordPiece vocabulary learned from `captions`, for text towers trained from scratch in any language.
+
+        It has at most `vocabulary_size` tokens; where characters alone are more, the rarest are unknown. The same
+        captions, in any order, give the same vocabulary: a resumed run learns it again.
+        """
+        cleaned = [clean_caption(caption) for caption in captions]
         tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
         tokenizer.normalizer = _bert_normalizer()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        characters = _character_counts(tokenizer, cleaned)
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocabulary_size,
-            special_tokens=[PAD, UNKNOWN, START, END],
+            # The trainer numbers continuing characters in the order of a randomly seeded hash table and breaks ties by
+            # number; named here, they have the same numbers every time.
+            special_tokens=[*FRAME, *sorted(token for token in characters if len(token) > 1)],
             show_progress=False,
         )
-        tokenizer.train_from_iterator((clean_caption(caption) for caption in captions), trainer)
+        tokenizer.train_from_iterator(cleaned, trainer)
         # Built anew from the vocabulary: the trainer marks `[SEP]` and its like as tokens that a caption may spell out.
-        vocabulary = tokenizer.get_vocab()
-        return cls.wordpiece(sorted(vocabulary, key=vocabulary.__getitem__), max_tokens)
+        ids = tokenizer.get_vocab()
+        vocabulary = sorted(ids, key=ids.__getitem__)
+        if len(vocabulary) > vocabulary_size:
+            common = sorted(characters, key=lambda token: (-characters[token], token))
+            vocabulary = [*FRAME, *common[: vocabulary_size - len(FRAME)]]
+        return cls.wordpiece(vocabulary, max_tokens)
+
+
+def _character_counts(tokenizer: Tokenizer, captions: Iterable[str]) -> Counter[str]:
+    """How often each character begins a word, as `c`, and continues one, as `##c`."""
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(caption)):
+            counts[word[0]] += 1
+            counts.update(f"##{character}" for character in word[1:])
+    return counts
 
 
 def _bert_normalizer() -> normalizers.Normalizer:

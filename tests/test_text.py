@@ -123,6 +123,22 @@ def test_a_trained_tokeniser_knows_its_captions_in_any_script() -> None:
     assert unknown in ids(tokenizer, "ไทย")
 
 
+def test_a_vocabulary_is_learned_alike_every_time_and_from_captions_in_any_order() -> None:
+    captions = [caption for caption, _ in GOLDEN["captions"]]
+    trained = {CaptionTokenizer.trained(captions, vocabulary_size=400).to_json() for _ in range(4)}
+    trained.add(CaptionTokenizer.trained(captions[::-1], vocabulary_size=400).to_json())
+    assert len(trained) == 1
+
+
+def test_a_learned_vocabulary_stays_within_its_size_also_where_characters_are_more() -> None:
+    chinese = ["".join(map(chr, range(start, start + 20))) for start in range(0x4E00, 0x4F00, 20)]
+    tokenizer = CaptionTokenizer.trained([*chinese, "一 一 abc"], vocabulary_size=40)
+    assert tokenizer.vocabulary_size == 40
+    unknown = tokenizer.tokenizer.token_to_id("[UNK]")
+    assert unknown not in ids(tokenizer, "一")  # the most frequent character is kept
+    assert max(max(ids(tokenizer, caption)) for caption in chinese) < 40
+
+
 def test_json_round_trip_keeps_every_id(minilm: CaptionTokenizer) -> None:
     again = CaptionTokenizer.from_json(minilm.to_json(), 128)
     captions = [caption for caption, _ in GOLDEN["captions"][::10]]
