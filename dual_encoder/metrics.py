@@ -29,9 +29,10 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, right: Sequence[Sequence[int
         block = np.asarray(queries[start : start + _BLOCK], np.float32) @ np.asarray(gallery, np.float32).T
         for offset, scores in enumerate(block):
             rows = np.asarray(right[start + offset], np.int64)
-            best = np.max(np.where(np.isfinite(scores[rows]), scores[rows], -np.inf))
-            # Written so that a NaN on either side counts against the model.
-            not_below = ~(scores < best - TIE)
+            finite = np.isfinite(scores)
+            best = np.max(np.where(finite[rows], scores[rows], -np.inf))
+            # Written so that a score that is no number counts against the model on either side.
+            not_below = ~(finite & (scores < best - TIE))
             not_below[rows] = False
             result[start + offset] = 1 + np.count_nonzero(not_below)
     return result

@@ -1,0 +1,64 @@
+"""Gives every test run a cache of its own, never the user's; knows no test.
+
+The cache lives under build/test-cache, named after the code that fills it: the default model is built once for the
+whole suite and again only when that code has changed, so that no test passes on what older code made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from chain import Chain, Served
+
+    from dual_encoder.runtime import Runtime
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHES = ROOT / "build" / "test-cache"
+KEPT_SECONDS = 24 * 3600
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module is imported, so that processes started by tests inherit it too."""
+    digest = hashlib.sha256()
+    for path in sorted([*(ROOT / "data").rglob("*.py"), *(ROOT / "dual_encoder").rglob("*.py")]):
+        digest.update(path.read_bytes())
+    digest.update(b"".join(sorted(path.read_bytes() for path in ROOT.glob("requirements*.txt"))))
+    cache = CACHES / digest.hexdigest()[:16]
+    cache.mkdir(parents=True, exist_ok=True)
+    os.utime(cache)
+    for other in CACHES.iterdir():
+        if time.time() - other.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(other, ignore_errors=True)
+    os.environ["DUAL_ENCODER_CACHE"] = str(cache)
+
+
+@pytest.fixture(scope="session")
+def default_runtime() -> Iterator[Runtime]:
+    """The untrained default model; the first test run of this code builds it in about half a minute."""
+    from dual_encoder.runtime import Runtime
+
+    yield Runtime.load("default")
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """A small model, trained and indexed by the real commands."""
+    from chain import make_chain
+
+    return make_chain(tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="session")
+def served(chain: Chain) -> Iterator[Served]:
+    """The real server on that model and index."""
+    with chain.machine.server(chain.bundle, chain.index) as running:
+        yield running
