@@ -1,7 +1,8 @@
 """One directory that holds a model for use: weights, preprocessing, tokeniser, config, engines, figures, fingerprint.
 
-Reading one imports no TensorFlow. Every file's digest is in `bundle.json`; a changed byte is refused. The fingerprint
-names what decides an embedding (config, weights, tokeniser), so it stays the same when only figures are added.
+Reading one imports no TensorFlow. Every file's digest, and its own, is in `bundle.json`; a changed byte is refused. The
+fingerprint names what decides an embedding (config, weights, tokeniser), so it stays the same when only figures are
+added.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
             raise BundleError(f"bundle format {FORMAT}", repr(manifest["format"]), "export it again with this version")
         problems = changed_files(directory, manifest["files"]) if verify else []
         stated, named = fingerprint_of(manifest), manifest["fingerprint"]
+        unchanged = manifest["digest"] == _digest(manifest)
         ImagePreprocessing.from_config(manifest["preprocessing"])
         if not isinstance(manifest["name"], str) or not isinstance(manifest["trained"], dict):
             raise TypeError("name or trained")
@@ -91,7 +93,11 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     if problems:
         raise BundleError("the files that were exported", "; ".join(problems[:3]), "copy or export the bundle again")
     if stated != named:
-        raise BundleError(f"fingerprint {str(named)[:12]}…", f"content of {stated[:12]}…", "export the bundle again")
+        raise BundleError(
+            f"fingerprint {str(named)[:12]}… as {file} says", f"content of {stated[:12]}…", "export the bundle again"
+        )
+    if not unchanged:
+        raise BundleError(f"{file} as it was written", "another content", "copy or export the bundle again")
     return Bundle(directory, manifest)
 
 
@@ -100,6 +106,18 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     decisive = {name: entry["sha256"] for name, entry in manifest["files"].items() if _decides(name)}
     kept = ("config", "preprocessing", "max_tokens", "embedding_dim")
     return digest_json({"files": decisive, **{key: manifest[key] for key in kept}})
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Digest of everything the manifest says, names and figures included."""
+    return digest_json({key: value for key, value in manifest.items() if key != "digest"})
+
+
+def _write(directory: Path, manifest: dict[str, Any]) -> Bundle:
+    """Write a manifest with its own digest."""
+    manifest = {**manifest, "digest": _digest(manifest)}
+    write_json(directory / MANIFEST, manifest)
+    return Bundle(directory, manifest)
 
 
 def _decides(name: str) -> bool:
@@ -132,18 +150,16 @@ def write_manifest(
         "files": directory_digests(directory, skip=frozenset({MANIFEST})),
     }
     manifest["fingerprint"] = fingerprint_of(manifest)
-    write_json(directory / MANIFEST, manifest)
-    return Bundle(directory, manifest)
+    return _write(directory, manifest)
 
 
 def add_metrics(bundle: Bundle, metrics: Mapping[str, Any]) -> Bundle:
     """Store figures in a bundle; its fingerprint stays, and a crash at any point leaves a bundle that opens."""
     manifest = dict(bundle.manifest)
     manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name != METRICS}
-    write_json(bundle.path / MANIFEST, manifest)
+    _write(bundle.path, manifest)
     write_json(bundle.path / METRICS, metrics)
     path = bundle.path / METRICS
     entry = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
     manifest["files"] = {**manifest["files"], METRICS: entry}
-    write_json(bundle.path / MANIFEST, manifest)
-    return Bundle(bundle.path, manifest)
+    return _write(bundle.path, manifest)
