@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import TrainingError
+from data.quiet_tensorflow import load_tensorflow
 
 if TYPE_CHECKING:
     from dual_encoder.losses import Objective
@@ -82,12 +83,14 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str) -> Recipe:
     """The recipe of a name, or of a path to a Python file of the user's own that defines `RECIPE`."""
     if name in recipe_names():
+        load_tensorflow()
         return importlib.import_module(f"dual_encoder.recipes.{name}").RECIPE
     path = Path(name)
     if path.suffix != ".py" or not path.is_file():
         raise TrainingError(
             f"a recipe among {', '.join(recipe_names())}, or a Python file", repr(name), "see --help for the names"
         )
+    load_tensorflow()
     # Registered under a name that hides no other module: dataclasses look their module up.
     spec = importlib.util.spec_from_file_location(f"recipe_file_{path.stem}", path)
     assert spec is not None

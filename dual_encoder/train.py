@@ -47,7 +47,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     options = parser().parse_args(argv)
-    load_tensorflow()
     recipe = load_recipe(options.recipe).with_settings(
         epochs=options.epochs, batch_size=options.batch_size, seed=options.seed, precision=options.precision
     )

@@ -153,7 +153,9 @@ def test_the_keras_example_s_loss_is_the_published_formula_with_gradients_throug
     image, text, mask = batch(spread=0.2)
     loss, (by_image, by_text, by_scale) = value_and_gradients(KerasExampleLoss(), image, text, 0.0, mask)
     assert loss == pytest.approx(keras_example(image, text), rel=1e-5)
-    np.testing.assert_allclose(by_image, numeric_gradient(lambda i: keras_example(i, text), image), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        by_image, numeric_gradient(lambda i: keras_example(i, text), image), rtol=1e-3, atol=1e-4
+    )
     np.testing.assert_allclose(by_text, numeric_gradient(lambda t: keras_example(image, t), text), rtol=1e-3, atol=1e-4)
     assert by_scale is None  # its temperature is fixed
 

@@ -74,7 +74,9 @@ def test_metadata_that_must_agree_is_checked_before_anything_is_assigned(tmp_pat
     assert all(slot.value is not None for slot in model.values())
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:20], lambda data: b"", lambda data: b"{"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:20], lambda data: b"", lambda data: b"{"]
+)
 def test_a_cut_file_is_refused(tmp_path: Path, damage) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(path, arrays())
