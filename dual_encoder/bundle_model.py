@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +66,13 @@ def save_bundle(
 
 
 def check_replaceable(out: Path) -> None:
-    """Refuse to replace anything but a bundle or an empty directory."""
+    """Refuse, before any work, to replace what is no bundle or to write where that is not permitted.
+
+    `BundleError`, or `PermissionError` with the directory at fault.
+    """
+    nearest = next(parent for parent in out.absolute().parents if parent.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(
             "a new directory, or a bundle to replace", f"{out}, which holds something else", "choose another --out"
