@@ -1,0 +1,181 @@
+"""Every command and every Python example in the documents runs, in the order a reader would run them."""
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chain import ROOT, Chain, Served
+
+from data.sources.openmoji import OpenMoji
+from serving.client import SearchClient
+
+DOCUMENTS = ["README.md", "WORKSPACE_NOTES.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PACKAGES = ("data", "dual_encoder", "serving", "protos", "benchmarks", "tools", "Makefile", "requirements.txt")
+DEMO_ADDRESS = "127.0.0.1:50051"  # where the documents' demonstration serves
+READY = 120  # seconds for a server
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(document: str) -> list[str]:
+    """Each line of the bash blocks."""
+    return [line for block in blocks(document, "bash") for line in block.splitlines() if line.strip()]
+
+
+class Reader:
+    """Somebody who types the documents' commands in a checkout where `make demo` has run."""
+
+    def __init__(self, directory: Path, chain: Chain, demo_address: str) -> None:
+        self.directory, self.chain = directory, chain
+        self.addresses = {DEMO_ADDRESS: demo_address}
+        self.servers: list[subprocess.Popen[str]] = []
+        for name in PACKAGES:
+            (directory / name).symlink_to(ROOT / name)
+        (directory / ".venv").symlink_to(sys.prefix)
+        demo = directory / "build" / "demo"
+        demo.mkdir(parents=True)
+        for name, target in (("pairs", chain.data), ("model", chain.bundle), ("index", chain.index)):
+            (demo / name).symlink_to(target)
+        self._write_own_data()
+
+    def _write_own_data(self) -> None:
+        """A folder of photos and a table of pairs, as the documents presume."""
+        photos = self.directory / "my_photos"
+        photos.mkdir()
+        names = {"1F382": "cake", "1F34E": "apple", "1F697": "car"}
+        drawings = [pair for row, pair in enumerate(OpenMoji()) if row % 24 == 0 or pair.image_id[6:] in names]
+        with (self.directory / "my_pairs.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["image", "caption"])
+            for pair in drawings:
+                code = pair.image_id.removeprefix("emoji/")
+                picture = photos / f"{names.get(code, code)}.png"
+                picture.write_bytes(pair.image.read())
+                table.writerows([f"my_photos/{picture.name}", caption] for caption in pair.captions)
+
+    def type(self, command: str) -> None:
+        """Run one line; a server goes on in the background once it is ready."""
+        if "-m serving.client" in command and not re.search("--address|--help", command):
+            command += f" --address {DEMO_ADDRESS}"  # the client's default
+        for shown, real in self.addresses.items():
+            command = command.replace(shown, real)
+        if "-m serving.server" in command and "--help" not in command:
+            self._serve(command)
+            return
+        finished = subprocess.run(
+            ["bash", "-c", command], cwd=self.directory, env=self._environment(), capture_output=True, text=True
+        )
+        assert finished.returncode == 0, f"{command}\n{finished.stdout[-2000:]}\n{finished.stderr[-4000:]}"
+
+    def _serve(self, command: str) -> None:
+        shown = re.search(r"--address (\S+)", command)
+        assert shown, command
+        arguments = shlex.split(command.replace(shown[1], "127.0.0.1:0"))
+        process = subprocess.Popen(
+            [sys.executable, *arguments[1:]],
+            cwd=self.directory,
+            env=self._environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.servers.append(process)
+        assert process.stdout is not None
+        found = re.fullmatch(r"listening on (\S+)\n", process.stdout.readline())
+        assert found, command
+        with SearchClient(found[1]) as client:
+            client.wait_until_ready(READY)
+        self.addresses[shown[1]] = found[1]
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return {**self.chain.machine.environment, "PATH": path}
+
+    def leave(self) -> None:
+        """Stop what is still serving."""
+        for process in self.servers:
+            process.send_signal(signal.SIGTERM)
+        for process in self.servers:
+            assert process.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope="module")
+def reader(chain: Chain, served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """The reader, with the demonstration's server running."""
+    reader = Reader(tmp_path_factory.mktemp("checkout"), chain, served.client.address)
+    yield reader
+    reader.leave()
+
+
+def takes_long(command: str) -> bool:
+    """Whether a command measures for minutes."""
+    return "-m benchmarks." in command and "--help" not in command
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_of_a_document_runs(document: str, reader: Reader) -> None:
+    run = 0
+    for command in commands(document):
+        if takes_long(command):
+            continue
+        if command.startswith("grpcurl") and not shutil.which("grpcurl"):
+            # The line below it asks the same of the same server through the same reflection.
+            assert any(line.startswith("buf curl") for line in commands(document))
+            continue
+        reader.type(command)
+        run += 1
+    assert run or not [command for command in commands(document) if not takes_long(command)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_benchmark_of_the_documents_reports(reader: Reader) -> None:
+    reader.type("python -m data.prepare --data emoji --out build/prepared_emoji")
+    found = [command for document in DOCUMENTS for command in commands(document) if takes_long(command)]
+    assert found
+    for command in found:
+        report = reader.directory / shlex.split(command)[-1]
+        # A check that does not hold on other data than the promised one is no failure of the command: exit code 1.
+        reader.type(f"{command} || [ $? -eq 1 ]")
+        assert '"checks"' in report.read_text("utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_python_example_runs(document: str, reader: Reader) -> None:
+    for block in blocks(document, "python"):
+        for shown, real in reader.addresses.items():
+            block = block.replace(shown, real)
+        exec(compile(block, document, "exec"), {})  # noqa: S102
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_make_target_and_link_of_a_document_exists(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z][a-z-]*)", text)) <= targets | {"and"}
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in link:
+            assert ((ROOT / document).parent / link).exists(), link
+
+
+def test_every_top_level_file_is_on_the_map() -> None:
+    notes = (ROOT / "WORKSPACE_NOTES.md").read_text("utf-8")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    modules = [
+        Path(name).name
+        for name in tracked.splitlines()
+        if re.fullmatch(r"(data|dual_encoder|serving)/[a-z_]+\.py", name) and not name.endswith("__init__.py")
+    ]
+    assert modules
+    assert [name for name in modules if name not in notes] == []
