@@ -68,9 +68,11 @@ def save_bundle(
 def check_replaceable(out: Path) -> None:
     """Refuse, before any work, to replace what is no bundle or to write where that is not permitted.
 
-    `BundleError`, or `PermissionError` with the directory at fault.
+    `BundleError`, or an `OSError` with the path at fault.
     """
     nearest = next(parent for parent in out.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
