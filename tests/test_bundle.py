@@ -186,8 +186,34 @@ def test_a_setting_changed_by_hand_is_refused(copy: Path, change: Callable[[dict
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.update(name="a better name"),
+        lambda manifest: manifest["trained"].update(recipe="another"),
+        lambda manifest: manifest["files"].pop("text_tower.onnx"),
+        lambda manifest: manifest["files"]["README.md"].update(note="new"),
+    ],
+)
+def test_anything_else_changed_by_hand_is_refused_too(copy: Path, change: Callable[[dict], None]) -> None:
+    change_manifest(copy, change)
+    with pytest.raises(BundleError, match="as it was written; received another content"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "null", "3", '"text"', "{}", '{"format": 1}', '{"format": 1, "files": []}', '{"format": 1, "files": {"a": 1}}'],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        '"text"',
+        "{}",
+        '{"format": 1}',
+        '{"format": 1, "files": []}',
+        '{"format": 1, "files": {"a": 1}}',
+    ],
 )
 def test_a_manifest_that_is_none_is_refused(copy: Path, content: str) -> None:
     (copy / "bundle.json").write_text(content)
@@ -195,7 +221,9 @@ def test_a_manifest_that_is_none_is_refused(copy: Path, content: str) -> None:
         open_bundle(copy)
 
 
-@pytest.mark.parametrize("key", ["config", "preprocessing", "max_tokens", "embedding_dim", "fingerprint", "name", "trained"])
+@pytest.mark.parametrize(
+    "key", ["config", "preprocessing", "max_tokens", "embedding_dim", "fingerprint", "name", "trained", "digest"]
+)
 def test_a_manifest_without_a_part_is_refused(copy: Path, key: str) -> None:
     change_manifest(copy, lambda manifest: manifest.pop(key))
     with pytest.raises(BundleError, match=key):
@@ -236,9 +264,7 @@ def test_a_bundle_replaces_a_bundle_and_nothing_else(copy: Path, tmp_path: Path)
     assert (tmp_path / "file").read_text() == "text"
 
 
-def test_a_save_that_fails_leaves_the_old_bundle_and_no_rest(
-    copy: Path, original: Bundle, tmp_path: Path
-) -> None:
+def test_a_save_that_fails_leaves_the_old_bundle_and_no_rest(copy: Path, original: Bundle, tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save_bundle(copy, model(seed=3), tokenizer(), name="new", card="", trained={"recipe": object()})
     assert open_bundle(copy).fingerprint == original.fingerprint

@@ -56,6 +56,63 @@ def test_an_error_reaches_the_caller() -> None:
         list(map_ordered(lambda number: 1 // number, [2, 1, 0, 1], ahead=2))
 
 
+def loading_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loading")]
+
+
+def test_no_thread_is_left_by_an_iterator_that_is_closed_dropped_or_ends_in_an_error() -> None:
+    started = threading.Event()
+
+    def work(number: int) -> int:
+        started.set()
+        if number == 3:
+            raise ZeroDivisionError
+        return number
+
+    closed = map_ordered(work, range(100), ahead=8, workers=3)
+    next(closed)
+    assert started.is_set()
+    assert loading_threads()
+    closed.close()  # type: ignore[attr-defined]
+    assert loading_threads() == []
+
+    dropped = map_ordered(work, range(100), ahead=8, workers=3)
+    next(dropped)
+    del dropped
+    assert loading_threads() == []
+
+    with pytest.raises(ZeroDivisionError):
+        list(map_ordered(work, range(100), ahead=8, workers=3))
+    assert loading_threads() == []
+
+
+def test_an_error_of_the_items_themselves_reaches_the_caller() -> None:
+    def items() -> Iterator[int]:
+        yield from range(10)
+        raise OSError("the disk is gone")
+
+    results: list[str] = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        results.extend(map_ordered(str, items(), ahead=3))
+    assert loading_threads() == []
+
+
+def test_work_that_was_not_started_is_dropped_when_nobody_waits_for_it() -> None:
+    release, done = threading.Event(), []
+
+    def work(number: int) -> int:
+        if number:
+            release.wait(timeout=30)
+        done.append(number)
+        return number
+
+    results = map_ordered(work, range(100), ahead=50, workers=1)
+    assert next(results) == 0
+    release.set()
+    results.close()  # type: ignore[attr-defined]
+    assert len(done) < 50
+
+
 def test_digests_are_of_the_bytes_and_unreadable_images_say_why(tmp_path: Path) -> None:
     images = [ImageBytes(lambda: b"abc"), ImageFile(tmp_path / "none.jpg"), ImageBytes(lambda: bytes(100))]
     digests = list(content_digests(images, ImageLimits(max_bytes=50)))
