@@ -83,7 +83,7 @@ def image_features(
 
     digests = list(progress(content_digests(pair.image for pair in pairs), "reading images", len(pairs)))
     prefix = {"features_of": backbone.key, "preprocessing": preprocessing.to_config()}
-    rows = _in_blocks(pairs, digests, prefix, compute, "image features")
+    rows = _in_blocks(pairs, digests, prefix, compute, f"image features, blocks of {_BLOCK}")
     bad = [position for position, row in enumerate(rows) if not row.any()]
     return rows, bad
 
@@ -99,7 +99,11 @@ def caption_features(
         "tokenizer": tokenizer and digest_json([tokenizer.to_json(), tokenizer.max_tokens]),
     }
     rows = _in_blocks(
-        distinct, distinct, prefix, lambda block: run_on_texts(backbone.engine, tokenizer, block), "caption features"
+        distinct,
+        distinct,
+        prefix,
+        lambda block: run_on_texts(backbone.engine, tokenizer, block),
+        f"caption features, blocks of {_BLOCK}",
     )
     position = {caption: row for row, caption in enumerate(distinct)}
     return rows[[position[caption] for caption in cleaned]]

@@ -99,9 +99,9 @@ class AnchoredHead:
         if not self.trainable:
             return keras.Model(features, bridge, name="anchored_head")
         direct = keras.layers.UnitNormalization(name="normalised")(features)
-        if self.dropout:
-            direct = keras.layers.Dropout(self.dropout, name="dropout")(direct)
         beside = keras.layers.Concatenate(name="beside")([bridge, direct])
+        if self.dropout:
+            beside = keras.layers.Dropout(self.dropout, name="dropout")(beside)
         projection = keras.layers.Dense(
             self.embedding_dim, use_bias=False, kernel_initializer=_IdentityStart(), name="projection"
         )
