@@ -7,6 +7,7 @@ image→text every image is a query and any of its captions is right. A query's 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,17 @@ def summarise(query_ranks: np.ndarray, gallery_count: int, clusters: np.ndarray,
     return summary
 
 
-def _bootstrap_intervals(
-    values: np.ndarray, clusters: np.ndarray, seed: int, resamples: int = 1000
-) -> list[list[float]]:
-    """Percentile interval of the mean of each row of `values` (M, Q), resampling whole clusters of queries.
+def _bootstrap_intervals(values: np.ndarray, clusters: np.ndarray, seed: int) -> list[list[float]]:
+    """95 % percentile interval of the mean of each row of `values` (M, Q)."""
+    low, high = np.quantile(resampled_means(values, clusters, seed, 1000), [0.025, 0.975], axis=0)
+    return [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
 
-    Efron & Tibshirani 1993. The same resamples serve all rows: drawing them is what takes time.
+
+def resampled_means(values: np.ndarray, clusters: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    """Means of the rows of `values` (M, Q) in bootstrap samples of whole clusters of queries: (resamples, M) float64.
+
+    Efron & Tibshirani 1993. The same resamples serve all rows: drawing them is what takes time. Calls with one seed and
+    equally many clusters draw the same clusters.
     """
     _, index = np.unique(clusters, return_inverse=True)
     totals = np.stack([np.bincount(index, weights=row) for row in [*values, np.ones(len(index))]])
@@ -72,12 +78,35 @@ def _bootstrap_intervals(
     for i in range(resamples):
         times = np.bincount(generator.integers(0, totals.shape[1], totals.shape[1]), minlength=totals.shape[1])
         sums[i] = totals @ times
-    low, high = np.quantile(sums[:, :-1] / sums[:, -1:], [0.025, 0.975], axis=0)
-    return [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
+    return sums[:, :-1] / sums[:, -1:]
 
 
-def retrieval_metrics(images: np.ndarray, captions: np.ndarray, caption_image: np.ndarray) -> dict[str, Any]:
-    """Metrics of both directions.
+@dataclass(frozen=True)
+class RankedQueries:
+    """The queries of one direction: each one's rank (Q,), the row of the image it belongs to (Q,), the gallery's size."""
+
+    ranks: np.ndarray
+    images: np.ndarray
+    gallery: int
+
+    def summary(self) -> dict[str, Any]:
+        """See `summarise`; the image is what is resampled."""
+        return summarise(self.ranks, self.gallery, self.images)
+
+    def of(self, queries: np.ndarray) -> RankedQueries:
+        """Some of the queries, by position or mask, against the same gallery."""
+        return RankedQueries(self.ranks[queries], self.images[queries], self.gallery)
+
+    def recall_curve(self, longest: int = 100) -> list[float]:
+        """Recall@k for k = 1 … `longest`."""
+        within = np.searchsorted(np.sort(self.ranks), np.arange(1, longest + 1), side="right")
+        return [float(value) for value in within / len(self.ranks)]
+
+
+def rank_both_directions(
+    images: np.ndarray, captions: np.ndarray, caption_image: np.ndarray
+) -> dict[str, RankedQueries]:
+    """Ranks of "text_to_image" (a query a caption) and "image_to_text" (a query a captioned image, by row).
 
     Shapes: images (N, D) and captions (C, D), both L2-normalised; caption_image (C,) is each caption's image row.
     Images without a caption stay in the gallery of text→image as distractors and are no queries of image→text.
@@ -90,6 +119,12 @@ def retrieval_metrics(images: np.ndarray, captions: np.ndarray, caption_image: n
     to_image = ranks(captions, images, [[image] for image in caption_image.tolist()])
     to_text = ranks(images[captioned], captions, [captions_of[image] for image in captioned.tolist()])
     return {
-        "text_to_image": summarise(to_image, len(images), caption_image),
-        "image_to_text": summarise(to_text, len(captions), captioned),
+        "text_to_image": RankedQueries(to_image, caption_image, len(images)),
+        "image_to_text": RankedQueries(to_text, captioned, len(captions)),
     }
+
+
+def retrieval_metrics(images: np.ndarray, captions: np.ndarray, caption_image: np.ndarray) -> dict[str, Any]:
+    """Metrics of both directions; arguments as of `rank_both_directions`."""
+    ranked = rank_both_directions(images, captions, caption_image)
+    return {direction: queries.summary() for direction, queries in ranked.items()}
