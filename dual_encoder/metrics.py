@@ -83,7 +83,7 @@ def resampled_means(values: np.ndarray, clusters: np.ndarray, seed: int, resampl
 
 @dataclass(frozen=True)
 class RankedQueries:
-    """The queries of one direction: each one's rank (Q,), the row of the image it belongs to (Q,), the gallery's size."""
+    """The queries of one direction: the rank of each (Q,), the row of its image (Q,), and the size of the gallery."""
 
     ranks: np.ndarray
     images: np.ndarray
