@@ -38,8 +38,13 @@ class FrozenBackbone:
 
 
 def freeze(model: Any, config: dict[str, Any]) -> FrozenBackbone:
-    """The fastest engine for a built backbone; its ONNX conversion is cached under the backbone's key."""
+    """The fastest engine for a built backbone: TensorFlow on a GPU, else ONNX Runtime where the graph converts.
+
+    The conversion is cached under the backbone's key.
+    """
     key = digest_json({"backbone": config, "weights": digest_weights(model.weights), "conversion": 1})
+    if gpu_is_present():
+        return FrozenBackbone(key, KerasEngine(lambda inputs: model(inputs, training=False)), None)
     path = cache_directory("onnx") / f"{key}.onnx"
     if path.exists():
         try:
@@ -54,6 +59,13 @@ def freeze(model: Any, config: dict[str, Any]) -> FrozenBackbone:
         say(f"{model.name} cannot be converted to ONNX ({error}); it runs in TensorFlow instead")
         return FrozenBackbone(key, KerasEngine(lambda inputs: model(inputs, training=False)), None)
     return FrozenBackbone(key, OnnxEngine(path), path)
+
+
+def gpu_is_present() -> bool:
+    """Whether TensorFlow sees a GPU; the caller has imported it anyway."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _converted(model: Any) -> bytes:

@@ -158,7 +158,7 @@ def _exact_answers(client: SearchClient, index: Path, questions: Sequence[Questi
 def _say_how_to_query(address: str) -> None:
     python = os.path.relpath(sys.executable)
     console.say("\nThe server goes on. In another terminal:")
-    console.say(f'  {python} -m serving.client search "a red bicycle" --address {address}')
+    console.say(f'  {python} -m serving.client search "somebody riding a bike" --address {address}')
     console.say(f"  {python} -m serving.client search-image PICTURE.jpg --address {address}")
     console.say("Ctrl-C stops it.")
 
