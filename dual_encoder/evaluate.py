@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from data import console
 from data.durable import write_json
+from data.errors import SourceError
 from data.sources import SOURCE_HELP, open_source
 from data.splits import split_pairs
+from dual_encoder.evaluation_tables import print_report
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from data.pairs import ImageTextPair
+    from dual_encoder.embedded_pairs import EmbeddedPairs
+    from dual_encoder.metrics import RankedQueries
     from dual_encoder.runtime import Runtime
+
+__all__ = ["evaluate", "main", "pairs_of_split", "print_report"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +39,17 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split", default="test", choices=("train", "validation", "test", "all"), help="(default: test)"
     )
+    parser.add_argument(
+        "--slice",
+        action="append",
+        default=[],
+        metavar="ATTRIBUTE",
+        help="also give figures for each value of this attribute of the images; may be repeated (slices by caption "
+        "length are always given)",
+    )
+    parser.add_argument(
+        "--against", metavar="BUNDLE", help="compare with this bundle on the same pairs, by a paired bootstrap"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to this file")
     return parser
 
@@ -42,12 +57,22 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, print, write."""
     options = parser().parse_args(argv)
+    from dual_encoder.embedded_pairs import embed_pairs
     from dual_encoder.runtime import Runtime
+    from dual_encoder.slices import attribute_values, slice_figures
 
     source = open_source(options.data)
     runtime = Runtime.load(options.bundle)
-    report = evaluate(runtime, pairs_of_split(source, options.split))
-    report |= {"data": source.name, "split": options.split}
+    other = Runtime.load(options.against) if options.against else None
+    pairs = pairs_of_split(source, options.split)
+    for name in options.slice:
+        attribute_values(pairs, name)  # an unknown one is refused before the work, not after
+    embedded = embed_pairs(runtime, pairs)
+    ranked = rank_pairs(embedded)
+    report = figures(runtime, embedded, ranked) | {"data": source.name, "split": options.split}
+    report["slices"] = slice_figures(ranked, embedded.pairs, embedded.table.captions, options.slice)
+    if other:
+        report["against"] = compare_with(other, embedded, ranked)
     print_report(report)
     if options.json:
         write_json(options.json, report)
@@ -66,73 +91,45 @@ def pairs_of_split(source: Any, split: str) -> list[ImageTextPair]:
 
 def evaluate(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> dict[str, Any]:
     """Embed every image and every caption of `pairs` and measure both directions."""
-    import numpy as np
+    from dual_encoder.embedded_pairs import embed_pairs
 
-    from dual_encoder.metrics import retrieval_metrics
-    from dual_encoder.training_data import CaptionTable
+    embedded = embed_pairs(runtime, pairs)
+    return figures(runtime, embedded, rank_pairs(embedded))
 
-    embeddings, bad = _embed_images(runtime, pairs)
-    kept = [pair for position, pair in enumerate(pairs) if position not in bad]
-    table = CaptionTable.of(kept)
-    figures = retrieval_metrics(embeddings, runtime.embed_texts(table.captions), np.array(table.image_row))
+
+def rank_pairs(embedded: EmbeddedPairs) -> dict[str, RankedQueries]:
+    """The ranks of both directions."""
+    from dual_encoder.metrics import rank_both_directions
+
+    return rank_both_directions(embedded.images, embedded.captions, embedded.caption_image)
+
+
+def figures(runtime: Runtime, embedded: EmbeddedPairs, ranked: dict[str, RankedQueries]) -> dict[str, Any]:
+    """What `evaluate` returns: the metrics of each direction, which bundle, and which images did not decode."""
     return {
-        **figures,
+        **{direction: queries.summary() for direction, queries in ranked.items()},
         "bundle": {"name": runtime.name, "fingerprint": runtime.fingerprint},
-        "rejected_images": sorted(pairs[position].image_id for position in bad),
+        "rejected_images": embedded.rejected,
     }
 
 
-def _embed_images(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> tuple[np.ndarray, set[int]]:
-    import numpy as np
+def compare_with(other: Runtime, embedded: EmbeddedPairs, ranked: dict[str, RankedQueries]) -> dict[str, Any]:
+    """The bundle that was measured minus `other`, on the same pairs; see `paired_bootstrap.compare`."""
+    from dual_encoder.embedded_pairs import embed_pairs
+    from dual_encoder.paired_bootstrap import RESAMPLES, compare
 
-    from data.errors import SourceError
-    from data.loading import decoded_batches
-
-    rows: list[np.ndarray] = []
-    bad: set[int] = set()
-    batches = decoded_batches((pair.image for pair in pairs), runtime.preprocessing)
-    for batch in console.progress(batches, "embedding images (batches of 32)", (len(pairs) + 31) // 32):
-        bad.update(position for position, _ in batch.rejected)
-        if batch.positions:
-            rows.append(runtime.embed_pixels(batch.pixels))
-    if not rows:
-        raise SourceError("images that decode", f"{len(bad)} that do not", "check the data set with data.prepare")
-    return np.concatenate(rows), bad
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Two tables: recall with intervals, and ranks."""
-    rows = []
-    for direction, label in (("text_to_image", "text → image"), ("image_to_text", "image → text")):
-        figures = report[direction]
-        for name in ("recall@1", "recall@5", "recall@10", "hits@100"):
-            low, high = figures["confidence_95"][name]
-            k = int(name.split("@")[1])
-            chance = min(1.0, k / figures["gallery"])
-            rows.append(
-                [
-                    label,
-                    name,
-                    f"{100 * figures[name]:.1f}",
-                    f"{100 * low:.1f} to {100 * high:.1f}",
-                    f"{100 * chance:.1f}",
-                ]
-            )
-    title = f"{report['bundle']['name']} on {report.get('data', 'pairs')}, split {report.get('split', '')}"
-    console.print_table(title, ["direction", "metric", "%", "95 % interval", "chance, one right answer"], rows)
-    ranks = [
-        [
-            label,
-            report[direction]["queries"],
-            report[direction]["gallery"],
-            f"{report[direction]['median_rank']:g}",
-            f"{report[direction]['mean_reciprocal_rank']:.3f}",
-        ]
-        for direction, label in (("text_to_image", "text → image"), ("image_to_text", "image → text"))
-    ]
-    console.print_table("Ranks", ["direction", "queries", "gallery", "median rank", "mean reciprocal rank"], ranks)
-    if report["rejected_images"]:
-        console.say(f"{len(report['rejected_images'])} images could not be decoded and were left out")
+    theirs = embed_pairs(other, embedded.pairs)
+    if theirs.rejected:
+        raise SourceError(
+            "images that both bundles can read",
+            f"{len(theirs.rejected)} that changed meanwhile, such as {theirs.rejected[0]}",
+            "let the data rest while it is evaluated, or prepare it with data.prepare",
+        )
+    return {
+        **compare(ranked, rank_pairs(theirs)),
+        "bundle": {"name": other.name, "fingerprint": other.fingerprint},
+        "resamples": RESAMPLES,
+    }
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import numpy as np
 from dual_encoder.metrics import RankedQueries, resampled_means
 
 METRICS = ("recall@1", "recall@5", "recall@10", "mean_reciprocal_rank")
+RESAMPLES = 5000
 
 
 def compare(
-    ours: Mapping[str, RankedQueries], theirs: Mapping[str, RankedQueries], seed: int = 0, resamples: int = 5000
+    ours: Mapping[str, RankedQueries], theirs: Mapping[str, RankedQueries], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, dict[str, Any]]:
     """For each direction and metric: both values, the difference (ours − theirs), its interval and its p-value.
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import ColourRuntime, colour_pair
+from fakes import ColourRuntime, colour_pair, picture
 from shapes import FROZEN, write_shapes
 
 from data.errors import BundleError, SourceError
 from data.images import load_pixels
 from data.pairs import ImageBytes, ImageTextPair
-from dual_encoder.evaluate import evaluate, main, pairs_of_split, print_report
+from dual_encoder.embedded_pairs import embed_pairs
+from dual_encoder.evaluate import compare_with, evaluate, main, pairs_of_split, print_report, rank_pairs
 from dual_encoder.train import train
 
 FIGURES = {
@@ -105,7 +106,7 @@ def test_the_command_writes_the_figures_of_a_split(
     out = tmp_path / "figures" / "metrics.json"
     assert main(["--bundle", str(bundle), "--data", data, "--split", split, "--json", str(out)]) == 0
     report = json.loads(out.read_text("utf-8"))
-    assert set(report) == {"text_to_image", "image_to_text", "bundle", "rejected_images", "data", "split"}
+    assert set(report) == {"text_to_image", "image_to_text", "bundle", "rejected_images", "data", "split", "slices"}
     for direction in ("text_to_image", "image_to_text"):
         assert set(report[direction]) == FIGURES
         assert (
@@ -152,3 +153,74 @@ def test_equal_embeddings_score_the_worst_rank() -> None:
     report = evaluate(Constant(), [colour_pair(number) for number in range(20)])  # type: ignore[arg-type]
     assert report["text_to_image"]["recall@10"] == 0
     assert report["text_to_image"]["median_rank"] == 20
+
+
+def test_the_command_gives_figures_by_attribute_and_by_caption_length(
+    tmp_path: Path, model: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_shapes(tmp_path / "drawn", attributes={"kind": "drawing"})
+    out = tmp_path / "metrics.json"
+    assert (
+        main(["--bundle", str(model[0]), "--data", data, "--split", "all", "--slice", "kind", "--json", str(out)]) == 0
+    )
+    report = json.loads(out.read_text("utf-8"))
+    for direction in ("text_to_image", "image_to_text"):
+        drawings = report["slices"]["by_attribute"]["kind"][direction]["drawing"]
+        assert drawings == report[direction], "the only value is everything"
+        lengths = report["slices"]["by_caption_length"][direction]
+        assert sum(row["queries"] for row in lengths.values()) == report[direction]["queries"]
+    printed = capsys.readouterr().out
+    assert "By kind, full gallery" in printed
+    assert "By caption length, full gallery; short: up to 3" in printed
+
+
+def test_an_unknown_attribute_is_refused_before_any_image_is_embedded(model: tuple[Path, str]) -> None:
+    with pytest.raises(SourceError, match="no attributes"):
+        main(["--bundle", str(model[0]), "--data", model[1], "--slice", "kind"])
+
+
+def test_a_bundle_against_itself_differs_by_exactly_nothing(
+    model: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, out = str(model[0]), tmp_path / "metrics.json"
+    assert main(["--bundle", bundle, "--data", model[1], "--against", bundle, "--json", str(out)]) == 0
+    report = json.loads(out.read_text("utf-8"))
+    against = report["against"]
+    assert against["bundle"] == report["bundle"]
+    for direction in ("text_to_image", "image_to_text"):
+        for name, figures in against[direction].items():
+            assert figures["bundle"] == figures["against"] == report[direction][name]
+            assert (figures["difference"], figures["confidence_95"], figures["p_value"]) == (0, [0, 0], 1)
+    assert "the same pairs" in capsys.readouterr().out
+
+
+def test_a_bundle_that_sees_colours_beats_a_blind_one_beyond_doubt() -> None:
+    class Blind(ColourRuntime):
+        def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+            return np.random.default_rng(0).normal(size=(len(pixels), 8)).astype(np.float32)
+
+    pairs = [colour_pair(number) for number in range(80)]
+    embedded = embed_pairs(ColourRuntime(), pairs)  # type: ignore[arg-type]
+    ranked = rank_pairs(embedded)
+    found = compare_with(Blind(name="blind"), embedded, ranked)  # type: ignore[arg-type]
+    assert found["bundle"]["name"] == "blind"
+    assert found["text_to_image"]["mean_reciprocal_rank"]["confidence_95"][0] > 0
+    back = compare_with(ColourRuntime(), embed_pairs(Blind(), pairs), rank_pairs(embed_pairs(Blind(), pairs)))  # type: ignore[arg-type]
+    assert back["text_to_image"]["mean_reciprocal_rank"]["confidence_95"][1] < 0
+
+
+def test_an_image_that_only_one_bundle_could_read_is_refused() -> None:
+    def once() -> bytes:
+        reads.append(1)
+        return picture("red") if len(reads) == 1 else b"gone"
+
+    reads: list[int] = []
+    pairs = [*(colour_pair(number) for number in range(8)), ImageTextPair("fleeting", ImageBytes(once), ("red",))]
+    embedded = embed_pairs(ColourRuntime(), pairs)  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match="1 that changed meanwhile, such as fleeting"):
+        compare_with(ColourRuntime(), embedded, rank_pairs(embedded))  # type: ignore[arg-type]
+
+
+def test_another_bundle_that_is_missing_is_refused(model: tuple[Path, str], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="nothing at"):
+        main(["--bundle", str(model[0]), "--data", model[1], "--against", str(tmp_path / "none")])

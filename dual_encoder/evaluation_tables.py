@@ -1,0 +1,91 @@
+"""Prints the figures of an evaluation as tables on a terminal; measures nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data import console
+
+DIRECTIONS = (("text_to_image", "text → image"), ("image_to_text", "image → text"))
+SLICE_COLUMNS = ("direction", "slice", "queries", "recall@1 %", "recall@5 %", "recall@10 %", "median rank")
+COMPARISON_COLUMNS = ("direction", "metric", "this", "other", "difference", "95 % interval", "p")
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Recall with intervals, ranks, and where they were measured slices and the comparison with another bundle."""
+    rows = []
+    for direction, label in DIRECTIONS:
+        figures = report[direction]
+        for name in ("recall@1", "recall@5", "recall@10", "hits@100"):
+            low, high = figures["confidence_95"][name]
+            k = int(name.split("@")[1])
+            chance = min(1.0, k / figures["gallery"])
+            rows.append(
+                [
+                    label,
+                    name,
+                    f"{100 * figures[name]:.1f}",
+                    f"{100 * low:.1f} to {100 * high:.1f}",
+                    f"{100 * chance:.1f}",
+                ]
+            )
+    title = f"{report['bundle']['name']} on {report.get('data', 'pairs')}, split {report.get('split', '')}"
+    console.print_table(title, ["direction", "metric", "%", "95 % interval", "chance, one right answer"], rows)
+    ranks = [
+        [
+            label,
+            report[direction]["queries"],
+            report[direction]["gallery"],
+            f"{report[direction]['median_rank']:g}",
+            f"{report[direction]['mean_reciprocal_rank']:.3f}",
+        ]
+        for direction, label in DIRECTIONS
+    ]
+    console.print_table("Ranks", ["direction", "queries", "gallery", "median rank", "mean reciprocal rank"], ranks)
+    if "slices" in report:
+        for title, by_direction in slice_titles(report["slices"]):
+            console.print_table(title, SLICE_COLUMNS, slice_rows(by_direction))
+    if "against" in report:
+        against = report["against"]
+        title = f"{report['bundle']['name']} minus {against['bundle']['name']}, the same pairs"
+        console.print_table(title, COMPARISON_COLUMNS, comparison_rows(against))
+    if report["rejected_images"]:
+        console.say(f"{len(report['rejected_images'])} images could not be decoded and were left out")
+
+
+def slice_titles(slices: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Each slicing with what to call it."""
+    length = slices["by_caption_length"]
+    by_attribute = [(f"By {name}, full gallery", figures) for name, figures in slices["by_attribute"].items()]
+    return [(f"By caption length, full gallery; {length['thirds']}", length), *by_attribute]
+
+
+def slice_rows(by_direction: dict[str, Any]) -> list[list[str]]:
+    """A row a direction and value, in the order of SLICE_COLUMNS; percentages with their 95 % intervals."""
+    return [
+        [label, value, str(figures["queries"]), *map(_with_interval, _recalls(figures)), f"{figures['median_rank']:g}"]
+        for direction, label in DIRECTIONS
+        for value, figures in by_direction[direction].items()
+    ]
+
+
+def comparison_rows(against: dict[str, Any]) -> list[list[str]]:
+    """A row a direction and metric, in the order of COMPARISON_COLUMNS; recall in percentage points."""
+    rows = []
+    for direction, label in DIRECTIONS:
+        for name, figures in against[direction].items():
+            scale, digits = (100, 1) if name.startswith("recall") else (1, 3)
+            this, other = (f"{scale * figures[which]:.{digits}f}" for which in ("bundle", "against"))
+            signed = [scale * value for value in (figures["difference"], *figures["confidence_95"])]
+            difference, low, high = (f"{value:+.{digits}f}" for value in signed)
+            rows.append([label, name, this, other, difference, f"{low} to {high}", f"{figures['p_value']:.4f}"])
+    return rows
+
+
+def _recalls(figures: dict[str, Any]) -> list[tuple[float, float, float]]:
+    return [(figures[name], *figures["confidence_95"][name]) for name in ("recall@1", "recall@5", "recall@10")]
+
+
+def _with_interval(values: tuple[float, float, float]) -> str:
+    value, low, high = (100 * x for x in values)
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
