@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +24,6 @@ _IMPORT = re.compile(r"^from imageretrieval\.", re.MULTILINE)
 def generate(out: Path) -> None:
     """Write the stubs of every .proto file below `PROTOS` to `out`, importable as `protos.imageretrieval.v1.…`."""
     import grpc_tools
-    from grpc_tools import protoc
 
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     files = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
@@ -33,7 +34,8 @@ def generate(out: Path) -> None:
         f"--pyi_out={out}",
         f"--grpc_python_out={out}",
     ]
-    if protoc.main(["protoc", *arguments, *files]):
+    # In a process of its own: protoc's copy of protobuf crashes beside TensorFlow's.
+    if subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *arguments, *files], check=False).returncode:
         raise SystemExit(console.EXIT_FAILED)
     for path in stubs(out).values():
         path.write_text(_IMPORT.sub("from protos.imageretrieval.", path.read_text("utf-8")), "utf-8")
