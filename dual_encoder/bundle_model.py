@@ -21,7 +21,7 @@ from dual_encoder.frozen_features import FrozenBackbone
 from dual_encoder.model import DualEncoder, DualEncoderConfig
 from dual_encoder.onnx_export import export_onnx, merge_onnx
 from dual_encoder.towers import ASSET_FIELDS, BUNDLED
-from dual_encoder.weights import load_weights, named_weights, save_weights
+from dual_encoder.weights import load_weights, named_weights, save_weights, weight_names
 
 # How far an engine's embeddings may lie from Keras's own, as the largest difference of a component.
 ENGINE_TOLERANCE = 1e-4
@@ -84,7 +84,8 @@ def check_replaceable(out: Path) -> None:
 def load_model(bundle: Bundle) -> DualEncoder:
     """The Keras model of an opened bundle: architecture from our code, weights from its safetensors file."""
     config = DualEncoderConfig.from_config(bundle.manifest["config"], bundle.path / ASSETS)
-    model = DualEncoder(config, load_weights=False)
+    has_bias = any(name.startswith("logit_bias/") for name in weight_names(bundle.path / WEIGHTS))
+    model = DualEncoder(config, load_weights=False, initial_bias=0.0 if has_bias else None)
     load_weights(bundle.path / WEIGHTS, named_weights(model.parts()))
     return model
 

@@ -57,6 +57,9 @@ class DualEncoderConfig:
 class DualEncoder(keras.Model):
     """Image tower, text tower and the learned logarithm of the similarity scale.
 
+    With `initial_bias` there is a learned `logit_bias` too, for objectives that have one; an embedding depends on
+    neither.
+
     `precision` is the Keras dtype policy of the parts that train. A frozen backbone computes in float32 whatever it is:
     its features and its converted graph are kept for other runs.
     """
@@ -67,6 +70,7 @@ class DualEncoder(keras.Model):
         initial_scale: float = 1.0,
         load_weights: bool = True,
         precision: str = "float32",
+        initial_bias: float | None = None,
     ) -> None:
         super().__init__(name="dual_encoder", dtype="float32")
         self.config, self.precision = config, precision
@@ -86,6 +90,10 @@ class DualEncoder(keras.Model):
         self.log_scale = self.add_weight(
             shape=(), initializer=keras.initializers.Constant(float(np.log(initial_scale))), name="log_scale"
         )
+        self.logit_bias = None
+        if initial_bias is not None:
+            constant = keras.initializers.Constant(initial_bias)
+            self.logit_bias = self.add_weight(shape=(), initializer=constant, name="logit_bias")
         self.image_backbone.trainable = config.image_backbone.trainable
         self.text_backbone.trainable = config.text_backbone.trainable
 
@@ -108,7 +116,7 @@ class DualEncoder(keras.Model):
         """This model, or one with its weights that computes in float32: what is published and converted."""
         if self.precision == "float32":
             return self
-        twin = DualEncoder(self.config, load_weights=False)
+        twin = DualEncoder(self.config, load_weights=False, initial_bias=None if self.logit_bias is None else 0.0)
         for part, variables in self.parts().items():
             for theirs, mine in zip(twin.parts()[part], variables, strict=True):
                 theirs.assign(mine)
@@ -122,6 +130,7 @@ class DualEncoder(keras.Model):
             "image_head": self.image_head.weights,
             "text_head": self.text_head.weights,
             "log_scale": [self.log_scale],
+            **({} if self.logit_bias is None else {"logit_bias": [self.logit_bias]}),
         }
 
 

@@ -30,12 +30,15 @@ class TrainerConfig:
 
     `schedule` gives the learning rate; `weight_decay` is AdamW's, decoupled and multiplied by the rate, and spares
     biases, norms and the scale unless `decay_all`. Training stops after `patience` epochs without a better `monitor`
-    (0: never), and the best epoch's weights are kept.
+    (0: never), and the best epoch's weights are kept. With `chunk_size`, a batch goes through the towers that many rows
+    at a time and every row still meets every other in the objective (`gradient_cache`): memory of a small batch,
+    negatives of a large one, for a second forward pass. 0 is one pass.
     """
 
     schedule: Schedule
     epochs: int = 30
     batch_size: int = 256
+    chunk_size: int = 0
     weight_decay: float = 0.01
     decay_all: bool = False
     seed: int = 0
@@ -45,10 +48,11 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings with which no step can be taken."""
-        if self.epochs < 1 or self.batch_size < 1 or self.patience < 0:
+        if min(self.epochs, self.batch_size) < 1 or min(self.patience, self.chunk_size) < 0:
             raise TrainingError(
-                "epochs and batch_size of at least 1, patience of at least 0",
-                f"epochs {self.epochs}, batch_size {self.batch_size}, patience {self.patience}",
+                "epochs and batch_size of at least 1, patience and chunk_size of at least 0",
+                f"epochs {self.epochs}, batch_size {self.batch_size}, patience {self.patience}, "
+                f"chunk_size {self.chunk_size}",
                 "correct the recipe or the command line",
             )
 

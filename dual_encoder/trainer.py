@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import tensorflow as tf
 from data.console import progress, say
 from data.errors import BundleError, TrainingError
 from dual_encoder.feature_batches import Batches
-from dual_encoder.losses import Objective, positive_mask
+from dual_encoder.gradient_cache import GradientCache
+from dual_encoder.losses import Matches, Objective
 from dual_encoder.model import DualEncoder
 from dual_encoder.recipe import TrainerConfig
 from dual_encoder.weights import load_weights, save_weights
@@ -67,7 +68,7 @@ class Trainer:
         self.optimizer = self._optimizer()
         self.optimizer.build(model.trainable_variables)
         self.best = {name: np.asarray(variable) for name, variable in self._model_variables().items()}
-        self._step = tf.function(self._train_step, reduce_retracing=True)
+        self._step = self._cached_step() if config.chunk_size else tf.function(self._train_step, reduce_retracing=True)
 
     def fit(self) -> Progress:
         """Train to the end, from the checkpoint if there is one, and leave the model with the best epoch's weights."""
@@ -121,6 +122,7 @@ class Trainer:
                 "loss": loss,
                 "learning_rate": float(self.optimizer.learning_rate),
                 "scale": float(np.exp(np.asarray(self.model.log_scale))),
+                **({} if self.model.logit_bias is None else {"bias": float(np.asarray(self.model.logit_bias))}),
                 **{f"validation_{name}": float(value) for name, value in figures.items()},
             }
         )
@@ -144,21 +146,45 @@ class Trainer:
         return self.progress.best_epoch < 0 or scores[-1] > scores[self.progress.best_epoch]
 
     def _train_step(self, batch: Mapping[str, Any]) -> Any:
-        positives = positive_mask(batch["image_row"], batch["caption_group"])
         with tf.GradientTape() as tape:
             image, text = self._project(batch)
-            loss = self.objective(image, text, self.model.log_scale, positives)
-            scaled = self.optimizer.scale_loss(loss)
+            loss, scaled = self._loss(image, text, Matches.of_batch(batch))
+        self._apply(tape.gradient(scaled, self.model.trainable_variables))
+        return loss
+
+    def _cached_step(self) -> Callable[[Mapping[str, Any]], Any]:
+        """A training step that holds the activations of `chunk_size` rows."""
+        model, config = self.model, self.model.config
+        running = [model.image_head, model.text_head]
+        running += [model.image_backbone] if config.image_backbone.trainable else []
+        running += [model.text_backbone] if config.text_backbone.trainable else []
+        states = [variable for part in running for variable in part.non_trainable_variables]
+        cache = GradientCache(self._project, self._loss, model.trainable_variables, states, self.config.chunk_size)
+        apply = tf.function(self._apply)
+
+        def step(batch: Mapping[str, Any]) -> Any:
+            loss, gradients = cache(batch, Matches.of_batch(batch))
+            apply(gradients)
+            return loss
+
+        return step
+
+    def _loss(self, image: Any, text: Any, positives: Matches) -> tuple[Any, Any]:
+        """The objective, and what is to be differentiated: the same, scaled for float16."""
+        loss = self.objective(image, text, self.model.log_scale, positives, self.model.logit_bias)
+        return loss, self.optimizer.scale_loss(loss)
+
+    def _apply(self, gradients: Sequence[Any]) -> None:
+        """Move the weights; None is no gradient."""
         variables = self.model.trainable_variables
         self.optimizer.apply_gradients(
             [
                 (tf.zeros_like(variable) if gradient is None else gradient, variable)
-                for gradient, variable in zip(tape.gradient(scaled, variables), variables, strict=True)
+                for gradient, variable in zip(gradients, variables, strict=True)
             ]
         )
         # Beyond its limit the scale would have no gradient and never come back.
         self.model.log_scale.assign(tf.minimum(self.model.log_scale, math.log(self.objective.max_scale)))
-        return loss
 
     def _project(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """Projections (B, D) of both sides, from cached features or through the backbones."""
@@ -191,7 +217,8 @@ class Trainer:
         if config.text_backbone.trainable:
             parts["text_backbone"] = model.text_backbone
         named = {f"{part}/{i:04d}": v for part, layer in parts.items() for i, v in enumerate(layer.variables)}
-        return {**named, "log_scale": model.log_scale}
+        bias = {} if model.logit_bias is None else {"logit_bias": model.logit_bias}
+        return {**named, "log_scale": model.log_scale, **bias}
 
     def _checkpoint_variables(self) -> dict[str, Any]:
         optimizer = {f"optimizer/{i:04d}": variable for i, variable in enumerate(self.optimizer.variables)}

@@ -23,7 +23,7 @@ from dual_encoder.anchoring import class_embeddings, prototype_captions, prototy
 from dual_encoder.engines import IMAGE_BATCH, KerasEngine, run_on_texts
 from dual_encoder.feature_batches import Batches, FeatureBatches, caption_groups
 from dual_encoder.frozen_features import FrozenBackbone, caption_features, freeze, image_features
-from dual_encoder.losses import positive_mask
+from dual_encoder.losses import Matches
 from dual_encoder.metrics import retrieval_metrics
 from dual_encoder.model import DualEncoder, anchor_in_language, classifier_of
 from dual_encoder.projection_head import AnchoredHead
@@ -60,7 +60,12 @@ class TrainingRun:
         keras.utils.set_random_seed(recipe.trainer.seed)
         text_backbone = recipe.model.text_backbone
         self.tokenizer = text_backbone.tokenizer(lambda: (c for pair in self.train for c in pair.captions))
-        self.model = DualEncoder(recipe.model, recipe.objective.initial_scale, precision=recipe.trainer.precision)
+        self.model = DualEncoder(
+            recipe.model,
+            recipe.objective.initial_scale,
+            precision=recipe.trainer.precision,
+            initial_bias=recipe.objective.initial_bias,
+        )
         self.frozen: dict[str, FrozenBackbone] = {}
         for part in ("image_backbone", "text_backbone"):
             backbone = getattr(recipe.model, part)
@@ -102,7 +107,8 @@ class TrainingRun:
                 image[start : start + size],
                 text[start : start + size],
                 self.model.log_scale,
-                positive_mask(rows, groups[start : start + size]),
+                Matches(rows, groups[start : start + size]),
+                self.model.logit_bias,
             )
             for start in range(0, len(image) - size + 1, size)
         ]

@@ -40,6 +40,15 @@ def save_weights(path: Path, variables: Mapping[str, Any], metadata: dict[str, s
     write_atomic(path, save(arrays, metadata))
 
 
+def weight_names(path: Path) -> list[str]:
+    """The names in a safetensors file; `BundleError` when it is none."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"a safetensors file at {path}", str(error), "write it again") from None
+
+
 def load_weights(path: Path, variables: Mapping[str, Any], expected: Mapping[str, str] | None = None) -> dict[str, str]:
     """Assign a file's arrays to variables of the same names; returns the file's metadata.
 

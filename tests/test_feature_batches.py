@@ -98,3 +98,11 @@ def test_dtypes_are_those_the_training_step_expects() -> None:
         "image_row": "int32",
         "caption_group": "int32",
     }
+
+
+def test_near_duplicate_groups_of_images_go_along_with_their_rows() -> None:
+    groups = np.arange(len(CAPTIONS_OF)) // 2 + 10
+    grouped = FeatureBatches(VIEWS, TEXTS, CAPTIONS_OF, CAPTIONS, 2, 0, image_groups=groups.tolist())
+    for batch in grouped.epoch(0):
+        np.testing.assert_array_equal(batch["image_group"], groups[batch["image_row"]])
+    assert "image_group" not in next(iter(batches().epoch(0)))
