@@ -16,7 +16,7 @@ from tiny_training import IMAGE, TEXT, tokenizer
 from data.images import load_pixels
 from data.pairs import ImageBytes, ImageTextPair
 from dual_encoder import frozen_features
-from dual_encoder.engines import KerasEngine, OnnxEngine
+from dual_encoder.engines import TEXT_BATCH, KerasEngine, OnnxEngine, run_on_texts
 from dual_encoder.frozen_features import FrozenBackbone, caption_features, freeze, image_features
 from dual_encoder.towers import backbone_config
 
@@ -202,6 +202,25 @@ def test_a_graph_that_onnx_cannot_express_runs_in_keras_and_is_not_cached(tmp_pa
     assert backbone.onnx is None
     assert not list((tmp_path / "cache" / "onnx").iterdir())
     assert caption_features(backbone, None, ["blue", " red "]).tolist() == [[0.0], [1.0]]
+
+
+def test_a_graph_that_onnx_runtime_refuses_runs_in_keras_and_is_not_cached(tmp_path: Path) -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        half = TEXT.build()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    backbone = freeze(half, backbone_config(TEXT))
+    assert isinstance(backbone.engine, KerasEngine)
+    assert not list((tmp_path / "cache" / "onnx").iterdir())
+
+
+def test_texts_of_any_length_come_back_in_their_order() -> None:
+    texts = [" ".join(["red"] * (1 + (7 * row) % 9)) for row in range(2 * TEXT_BATCH + 3)]
+    found = run_on_texts(CountingEngine(), tokenizer(), texts)
+    np.testing.assert_array_equal(
+        found, np.concatenate([run_on_texts(CountingEngine(), tokenizer(), [t]) for t in texts])
+    )
 
 
 def test_a_frozen_text_backbone_gives_the_same_rows_whatever_stands_beside_them() -> None:

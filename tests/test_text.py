@@ -125,8 +125,8 @@ def test_a_trained_tokeniser_knows_its_captions_in_any_script() -> None:
 
 def test_a_vocabulary_is_learned_alike_every_time_and_from_captions_in_any_order() -> None:
     captions = [caption for caption, _ in GOLDEN["captions"]]
-    trained = {CaptionTokenizer.trained(captions, vocabulary_size=400).to_json() for _ in range(4)}
-    trained.add(CaptionTokenizer.trained(captions[::-1], vocabulary_size=400).to_json())
+    trained = {CaptionTokenizer.trained(captions, vocabulary_size=3000).to_json() for _ in range(4)}
+    trained.add(CaptionTokenizer.trained(captions[::-1], vocabulary_size=3000).to_json())
     assert len(trained) == 1
 
 

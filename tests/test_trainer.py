@@ -225,6 +225,26 @@ def test_the_rate_follows_the_schedule_from_step_to_step(tmp_path: Path) -> None
     assert rates[1:] == pytest.approx([schedule.learning_rate(step, total, []) for step in range(total - 1)], rel=1e-5)
 
 
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps_also_when_it_was_resumed(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    def recording(run: Trainer) -> Trainer:
+        step = run._step
+
+        def record(batch):
+            losses.append(float(step(batch)))
+            return losses[-1]
+
+        run._step = record
+        return run
+
+    with pytest.raises(KeyboardInterrupt):
+        recording(trainer(tmp_path, before=at(STEPS + 1))).fit()
+    history = recording(trainer(tmp_path)).fit().history
+    means = np.reshape(losses, (EPOCHS, STEPS)).mean(axis=1)
+    assert [row["loss"] for row in history] == pytest.approx(means.tolist())
+
+
 def test_weight_decay_spares_biases_norms_and_the_scale_unless_told(tmp_path: Path) -> None:
     spared = {
         decay_all: [not trainer(tmp_path, decay_all=decay_all).optimizer._use_weight_decay(v) for v in variables()]
