@@ -6,12 +6,14 @@ python -m dual_encoder.evaluate --bundle build/model --data emoji --json build/m
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data import console
-from data.durable import write_json
+from data.durable import write_atomic, write_json
 from data.errors import SourceError
 from data.sources import SOURCE_HELP, open_source
 from data.splits import split_pairs
@@ -51,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
         "--against", metavar="BUNDLE", help="compare with this bundle on the same pairs, by a paired bootstrap"
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to this file")
+    parser.add_argument(
+        "--report", type=Path, metavar="OUT.html", help="also write a page with plots, best hits and worst misses"
+    )
     return parser
 
 
@@ -77,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         write_json(options.json, report)
         console.say(f"written: {options.json}")
+    if options.report:
+        write_atomic(options.report, page(report, embedded, ranked, training_history(options.bundle)).encode())
+        console.say(f"written: {options.report}")
     return console.EXIT_OK
 
 
@@ -130,6 +138,43 @@ def compare_with(other: Runtime, embedded: EmbeddedPairs, ranked: dict[str, Rank
         "bundle": {"name": other.name, "fingerprint": other.fingerprint},
         "resamples": RESAMPLES,
     }
+
+
+def page(
+    report: dict[str, Any],
+    embedded: EmbeddedPairs,
+    ranked: dict[str, RankedQueries],
+    history: list[dict[str, float]],
+) -> str:
+    """The HTML page of what `main` measured."""
+    from dual_encoder.evaluation_report import EvaluationReport, render
+    from dual_encoder.retrieval_examples import best_hits, similarities, worst_misses
+
+    queries = ranked["text_to_image"]
+    return render(
+        EvaluationReport(
+            figures=report,
+            curves={direction: found.recall_curve() for direction, found in ranked.items()},
+            similarities=similarities(embedded),
+            best=best_hits(embedded, queries),
+            worst=worst_misses(embedded, queries),
+            made=datetime.now().astimezone().isoformat(" ", "minutes"),
+            history=history,
+        )
+    )
+
+
+def training_history(bundle: str) -> list[dict[str, float]]:
+    """The figures of each epoch that training left in `BUNDLE.run/history.json`; empty where there is no such file."""
+    directory = Path(bundle).resolve()
+    file = directory.with_name(f"{directory.name}.run") / "history.json"
+    if not file.is_file():
+        return []
+    try:
+        return [{key: float(value) for key, value in row.items()} for row in json.loads(file.read_bytes())]
+    except (ValueError, TypeError, AttributeError) as error:
+        console.say(f"{file} is left out of the report, it is not what training writes: {error}")
+        return []
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prints the figures of an evaluation as tables on a terminal; measures nothing."""
+"""The figures of an evaluation as rows of tables, and those tables on a terminal; measures nothing."""
 
 from __future__ import annotations
 
@@ -7,50 +7,56 @@ from typing import Any
 from data import console
 
 DIRECTIONS = (("text_to_image", "text → image"), ("image_to_text", "image → text"))
+RECALL_COLUMNS = ("direction", "metric", "%", "95 % interval", "chance, one right answer")
+RANK_COLUMNS = ("direction", "queries", "gallery", "median rank", "mean reciprocal rank")
 SLICE_COLUMNS = ("direction", "slice", "queries", "recall@1 %", "recall@5 %", "recall@10 %", "median rank")
 COMPARISON_COLUMNS = ("direction", "metric", "this", "other", "difference", "95 % interval", "p")
 
 
 def print_report(report: dict[str, Any]) -> None:
     """Recall with intervals, ranks, and where they were measured slices and the comparison with another bundle."""
+    title = f"{report['bundle']['name']} on {report.get('data', 'pairs')}, split {report.get('split', '')}"
+    console.print_table(title, RECALL_COLUMNS, recall_rows(report))
+    console.print_table("Ranks", RANK_COLUMNS, rank_rows(report))
+    if "slices" in report:
+        for title, by_direction in slice_titles(report["slices"]):
+            console.print_table(title, SLICE_COLUMNS, slice_rows(by_direction))
+    if "against" in report:
+        console.print_table(comparison_title(report), COMPARISON_COLUMNS, comparison_rows(report["against"]))
+    if report["rejected_images"]:
+        console.say(f"{len(report['rejected_images'])} images could not be decoded and were left out")
+
+
+def recall_rows(report: dict[str, Any]) -> list[list[str]]:
+    """A row a direction and metric, in the order of RECALL_COLUMNS."""
     rows = []
     for direction, label in DIRECTIONS:
         figures = report[direction]
         for name in ("recall@1", "recall@5", "recall@10", "hits@100"):
             low, high = figures["confidence_95"][name]
-            k = int(name.split("@")[1])
-            chance = min(1.0, k / figures["gallery"])
-            rows.append(
-                [
-                    label,
-                    name,
-                    f"{100 * figures[name]:.1f}",
-                    f"{100 * low:.1f} to {100 * high:.1f}",
-                    f"{100 * chance:.1f}",
-                ]
-            )
-    title = f"{report['bundle']['name']} on {report.get('data', 'pairs')}, split {report.get('split', '')}"
-    console.print_table(title, ["direction", "metric", "%", "95 % interval", "chance, one right answer"], rows)
-    ranks = [
+            chance = min(1.0, int(name.split("@")[1]) / figures["gallery"])
+            interval = f"{100 * low:.1f} to {100 * high:.1f}"
+            rows.append([label, name, f"{100 * figures[name]:.1f}", interval, f"{100 * chance:.1f}"])
+    return rows
+
+
+def rank_rows(report: dict[str, Any]) -> list[list[str]]:
+    """A row a direction, in the order of RANK_COLUMNS."""
+    return [
         [
             label,
-            report[direction]["queries"],
-            report[direction]["gallery"],
+            str(report[direction]["queries"]),
+            str(report[direction]["gallery"]),
             f"{report[direction]['median_rank']:g}",
             f"{report[direction]['mean_reciprocal_rank']:.3f}",
         ]
         for direction, label in DIRECTIONS
     ]
-    console.print_table("Ranks", ["direction", "queries", "gallery", "median rank", "mean reciprocal rank"], ranks)
-    if "slices" in report:
-        for title, by_direction in slice_titles(report["slices"]):
-            console.print_table(title, SLICE_COLUMNS, slice_rows(by_direction))
-    if "against" in report:
-        against = report["against"]
-        title = f"{report['bundle']['name']} minus {against['bundle']['name']}, the same pairs"
-        console.print_table(title, COMPARISON_COLUMNS, comparison_rows(against))
-    if report["rejected_images"]:
-        console.say(f"{len(report['rejected_images'])} images could not be decoded and were left out")
+
+
+def comparison_title(report: dict[str, Any]) -> str:
+    """Which bundle minus which."""
+    return f"{report['bundle']['name']} minus {report['against']['bundle']['name']}, the same pairs (recall in %)"
 
 
 def slice_titles(slices: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -78,7 +84,8 @@ def comparison_rows(against: dict[str, Any]) -> list[list[str]]:
             this, other = (f"{scale * figures[which]:.{digits}f}" for which in ("bundle", "against"))
             signed = [scale * value for value in (figures["difference"], *figures["confidence_95"])]
             difference, low, high = (f"{value:+.{digits}f}" for value in signed)
-            rows.append([label, name, this, other, difference, f"{low} to {high}", f"{figures['p_value']:.4f}"])
+            metric, p_value = name.replace("_", " "), f"{figures['p_value']:.4f}"
+            rows.append([label, metric, this, other, difference, f"{low} to {high}", p_value])
     return rows
 
 

@@ -224,3 +224,14 @@ def test_an_image_that_only_one_bundle_could_read_is_refused() -> None:
 def test_another_bundle_that_is_missing_is_refused(model: tuple[Path, str], tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="nothing at"):
         main(["--bundle", str(model[0]), "--data", model[1], "--against", str(tmp_path / "none")])
+
+
+def test_the_command_writes_a_page_with_the_curves_of_the_training(model: tuple[Path, str], tmp_path: Path) -> None:
+    bundle, data = model
+    out = tmp_path / "pages" / "evaluation.html"
+    assert main(["--bundle", str(bundle), "--data", data, "--split", "all", "--report", str(out)]) == 0
+    text = out.read_text("utf-8")
+    assert "<h2>Recall at every depth</h2>" in text
+    assert "<h2>Training</h2>" in text
+    assert text.count("<img ") > 20
+    assert json.loads((bundle / "bundle.json").read_text("utf-8"))["fingerprint"] in text
