@@ -40,21 +40,32 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """An image made or fetched on demand: drawn from a font, or read from inside an archive."""
+    """An image made or fetched on demand: drawn from a font, or read from inside an archive.
+
+    `size` is its length in bytes where that is known without loading it, so that a larger one than allowed is refused
+    before it takes memory.
+    """
 
     load: Callable[[], bytes] = field(repr=False)
+    size: int | None = None
 
     def read(self, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
         """The encoded image; `ImageError` when it is larger than the limit."""
+        if self.size is not None and self.size > limits.max_bytes:
+            raise _too_many_bytes(self.size, limits)
         data = self.load()
         if len(data) > limits.max_bytes:
-            raise ImageError(
-                "too_many_bytes",
-                f"at most {limits.max_bytes:,} bytes",
-                f"{len(data):,} bytes",
-                "store a smaller copy of the image",
-            )
+            raise _too_many_bytes(len(data), limits)
         return data
+
+
+def _too_many_bytes(received: int, limits: ImageLimits) -> ImageError:
+    return ImageError(
+        "too_many_bytes",
+        f"at most {limits.max_bytes:,} bytes",
+        f"{received:,} bytes",
+        "store a smaller copy of the image",
+    )
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,13 @@ def prepare(source: PairSource, out: Path, settings: PrepareSettings, overwrite:
 
 
 def pairs_digest(pairs: Iterable[ImageTextPair]) -> str:
-    """Digest of everything a source says about its pairs, and the sizes of image files, without reading any image."""
+    """Digest of everything a source says about its pairs, and the sizes of images, without reading any image."""
     digest = hashlib.sha256()
     for pair in pairs:
-        size = pair.image.path.stat().st_size if isinstance(pair.image, ImageFile) and pair.image.path.is_file() else -1
+        if isinstance(pair.image, ImageFile):
+            size = pair.image.path.stat().st_size if pair.image.path.is_file() else -1
+        else:
+            size = -1 if pair.image.size is None else pair.image.size
         digest.update(_description(pair) + f"\n{size}\n".encode())
     return digest.hexdigest()
 

@@ -16,9 +16,15 @@ SCHEMES = {
     "coco": ("data.sources.coco:Coco", 2),
     "flickr": ("data.sources.flickr:Flickr", 2),
     "karpathy": ("data.sources.karpathy:Karpathy", 2),
+    "imagefolder": ("data.sources.hf_image_folder:HfImageFolder", 1),
+    "webdataset": ("data.sources.webdataset:WebDataset", 1),
+    "parquet": ("data.sources.parquet:Parquet", 1),
     "emoji": ("data.sources.openmoji:OpenMoji", 0),
     "prepared": ("data.sources.prepared:Prepared", 1),
 }
+
+# Formats whose path may stand for many; they look for the files themselves.
+PATTERNS = frozenset({"webdataset"})
 
 SOURCE_HELP = """\
 the data set, one of:
@@ -28,6 +34,9 @@ the data set, one of:
   coco:ANNOTATIONS,IMAGES_DIR   MS COCO captions_*.json
   flickr:TOKENS,IMAGES_DIR      Flickr8k.token.txt, or Flickr30k's results.csv
   karpathy:DATASET,IMAGES_DIR   Karpathy's dataset_*.json with its splits
+  imagefolder:DIR               Hugging Face: images with metadata.jsonl or .csv, or in a folder for each class
+  webdataset:PATTERN            tar shards: a directory, one file, or shard-{000000..000009}.tar
+  parquet:FILE_OR_DIR           Parquet with a column of image bytes or paths and one or more of captions
   emoji                         1,914 OpenMoji drawings with their English names
   prepared:DIR                  what `python -m data.prepare` wrote
 or the path of a folder, a table or a prepared directory, recognised by what is in it"""
@@ -70,7 +79,7 @@ def _paths(scheme: str, argument: str, count: int) -> list[Path]:
         raise SourceError(f"{count} paths: {usage}", f"{scheme}:{argument}", "see --help for the formats")
     paths = [Path(text).expanduser() for text in received]
     for path in paths:
-        if not path.exists():
+        if not path.exists() and scheme not in PATTERNS:
             raise SourceError(f"an existing path after {scheme}:", f"nothing at {path}", "check the path")
     return paths
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from data.errors import SourceError
 from data.pairs import AttributeValue, ImageTextPair
-from data.sources.rows import distinct, image_inside, malformed, read_text, split_name
+from data.sources.rows import distinct, holds_captions, image_inside, malformed, read_text, split_name
 
 IMAGE_COLUMNS = ("image", "image_path", "filename", "file", "path")
-CAPTION_COLUMNS = ("caption", "captions", "text", "title")
 DELIMITERS = ",;\t|"
 
 # Numbers as people write them; "007" and "1e5" are codes.
@@ -126,7 +125,7 @@ def _add_row(image: _Image, image_path: str, row: dict[str, str], place: str) ->
     for name, cell in row.items():
         if not cell:
             continue
-        if _holds_captions(name):
+        if holds_captions(name):
             image.captions.append(cell)
         elif name in ("group", "split"):
             value = split_name(cell, place) if name == "split" else cell
@@ -134,11 +133,6 @@ def _add_row(image: _Image, image_path: str, row: dict[str, str], place: str) ->
                 raise malformed(place, f"one {name} for {image_path}", f"{image.prescribed[name]} and {value}")
         elif cell not in (cells := image.cells.setdefault(name, [])):
             cells.append(cell)
-
-
-def _holds_captions(column: str) -> bool:
-    stem, _, number = column.rpartition("_")
-    return column in CAPTION_COLUMNS or (stem in CAPTION_COLUMNS and number.isdigit())
 
 
 def _column_types(images: Iterable[_Image]) -> dict[str, type]:

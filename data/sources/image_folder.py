@@ -39,7 +39,7 @@ class ImageFolder:
         if not directory.is_dir():
             raise SourceError("a directory of images", f"{directory}", "check the path")
         self.directory = directory
-        self._names = sorted(_image_names(directory))
+        self._names = sorted(image_names(directory))
         if not self._names:
             kinds = ", ".join(sorted(EXTENSIONS))
             raise SourceError(f"images ({kinds}) below {directory}", "none", "check the path, or convert the images")
@@ -57,12 +57,12 @@ class ImageFolder:
         """Pairs in the order of their paths."""
         for relative in self._names:
             path = self.directory / relative
-            image_id = _printable(relative)
+            image_id = printable(relative)
             sidecar = path.with_suffix(".txt")
             if sidecar.is_file():
                 captions = distinct(read_text(sidecar).splitlines())
             else:
-                captions = distinct([caption_from_name(_printable(path.stem))])
+                captions = distinct([caption_from_name(printable(path.stem))])
             folder = image_id.rpartition("/")[0]
             attributes: dict[str, AttributeValue] = {"folder": folder} if folder else {}
             yield ImageTextPair(image_id, ImageFile(path), captions, attributes=attributes)
@@ -93,7 +93,7 @@ def _says_something(word: str) -> bool:
     return len(letters) > 1 - (not letters.isascii()) and not numbered and not CAMERA_WORD.fullmatch(letters.lower())
 
 
-def _image_names(directory: Path) -> Iterator[str]:
+def image_names(directory: Path) -> Iterator[str]:
     """Relative POSIX paths of the image files; every real directory is entered once, so that links cannot loop."""
     seen: set[tuple[int, int]] = set()
 
@@ -112,6 +112,6 @@ def _image_names(directory: Path) -> Iterator[str]:
                 yield (Path(parent) / file).relative_to(directory).as_posix()
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file name as valid Unicode: bytes that are not UTF-8 are written as `\\xNN`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.errors import SourceError
-from data.pairs import AttributeValue, ImageFile
+from data.pairs import AttributeValue, ImageBytes, ImageFile, ImageTextPair
 from data.text import clean_caption
 
 # How data sets call the three splits.
@@ -23,6 +24,9 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+
+# How tables call their captions, also numbered: `caption_1`, `caption_2` …
+CAPTION_NAMES = ("caption", "captions", "text", "title")
 
 
 def malformed(
@@ -129,6 +133,86 @@ def attributes_of(value: Any, place: str) -> dict[str, AttributeValue]:
             raise malformed(place, f"text, a number, true, false or a list of texts in attribute {key!r}", entry)
         kept[key] = entry
     return kept
+
+
+def holds_captions(name: str) -> bool:
+    """Whether a column or field of this name, in lower case, holds captions."""
+    stem, _, number = name.rpartition("_")
+    return name in CAPTION_NAMES or (stem in CAPTION_NAMES and number.isdigit())
+
+
+def pair_of(
+    image_id: str,
+    image: ImageFile | ImageBytes,
+    row: Mapping[str, Any],
+    place: str,
+    split: str | None = None,
+    first_captions: Iterable[str] = (),
+) -> ImageTextPair:
+    """The pair of an image and a row of a format that prescribes no names of fields.
+
+    Fields named as captions hold a string or a list of them; `group` and `split` are what they say, `split` being the
+    default; every other field is an attribute. What an attribute cannot hold (boxes, vectors, null) is left out.
+    """
+    captions = list(first_captions)
+    attributes: dict[str, AttributeValue] = {}
+    for key, value in row.items():
+        if holds_captions(key.lower()):
+            captions += _texts(value, f"{place}, {key!r}")
+        elif key not in ("group", "split") and _fits_attribute(value) and _is_unicode(key):
+            attributes[key] = value
+    group = row.get("group")
+    prescribed = optional_text(row, "split", place)
+    return ImageTextPair(
+        image_id,
+        image,
+        distinct(captions),
+        str(group) if isinstance(group, int) else optional_text(row, "group", place),
+        attributes,
+        split_name(prescribed, place) if prescribed else split,
+    )
+
+
+def _texts(value: Any, place: str) -> list[str]:
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise malformed(place, "a string or a list of strings", value)
+    return texts
+
+
+def _fits_attribute(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, str) and _is_unicode(item) for item in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) or (isinstance(value, str) and _is_unicode(value))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a string can be written as UTF-8; JSON may hold halves of characters that cannot."""
+    return not re.search("[\ud800-\udfff]", text)
+
+
+def visible_files(directory: Path, pattern: str) -> Iterator[Path]:
+    """Files below a directory whose names match, hidden ones and those in hidden folders left out."""
+    for path in directory.rglob(pattern):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(directory).parts):
+            yield path
+
+
+def splits_of_files(paths: Iterable[PurePosixPath]) -> list[str | None]:
+    """The split each data file names by a folder (`train/`) or in its own name (`val-00000-of-00004`).
+
+    None for all where only one split is named: taken at its word it would leave nothing to validate on.
+    """
+    splits = [_split_of_file(path) for path in paths]
+    return splits if len({split for split in splits if split}) > 1 else [None] * len(splits)
+
+
+def _split_of_file(path: PurePosixPath) -> str | None:
+    words = [part.lower() for part in path.parts[:-1]] + re.split("[^a-z]+", path.stem.lower())
+    named = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return named.pop() if len(named) == 1 else None
 
 
 def image_inside(root: Path, name: str, place: str) -> ImageFile:
