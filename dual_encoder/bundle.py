@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data.durable import changed_files, digest_file, digest_json, directory_digests, write_json
+from data.durable import changed_files, digest_json, directory_digests, write_json
 from data.errors import BundleError
 from data.images import ImagePreprocessing
 from data.text import CaptionTokenizer
@@ -151,15 +151,3 @@ def write_manifest(
     }
     manifest["fingerprint"] = fingerprint_of(manifest)
     return _write(directory, manifest)
-
-
-def add_metrics(bundle: Bundle, metrics: Mapping[str, Any]) -> Bundle:
-    """Store figures in a bundle; its fingerprint stays, and a crash at any point leaves a bundle that opens."""
-    manifest = dict(bundle.manifest)
-    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name != METRICS}
-    _write(bundle.path, manifest)
-    write_json(bundle.path / METRICS, metrics)
-    path = bundle.path / METRICS
-    entry = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
-    manifest["files"] = {**manifest["files"], METRICS: entry}
-    return _write(bundle.path, manifest)

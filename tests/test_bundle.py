@@ -16,7 +16,7 @@ from tiny_training import CONFIG, tokenizer
 from data.durable import write_json
 from data.errors import BundleError
 from data.text import CaptionTokenizer
-from dual_encoder.bundle import METRICS, Bundle, add_metrics, fingerprint_of, open_bundle
+from dual_encoder.bundle import METRICS, Bundle, fingerprint_of, open_bundle
 from dual_encoder.bundle_model import load_model, save_bundle
 from dual_encoder.model import DualEncoder
 from dual_encoder.weights import named_weights
@@ -106,23 +106,6 @@ def test_the_fingerprint_changes_with_whatever_decides_an_embedding(original: Bu
 @pytest.mark.parametrize("key", ["config", "preprocessing", "max_tokens", "embedding_dim"])
 def test_the_fingerprint_hears_every_setting(original: Bundle, key: str) -> None:
     assert fingerprint_of({**original.manifest, key: "other"}) != original.fingerprint
-
-
-def test_added_figures_are_stored_and_leave_the_fingerprint(copy: Path) -> None:
-    before = open_bundle(copy)
-    after = add_metrics(before, {"test": {"recall@1": 0.9}})
-    assert after.fingerprint == before.fingerprint
-    assert open_bundle(copy).manifest == after.manifest
-    assert json.loads((copy / METRICS).read_text())["test"]["recall@1"] == 0.9
-    again = add_metrics(after, {"test": {"recall@1": 0.8}})
-    assert open_bundle(copy).fingerprint == again.fingerprint
-
-
-def test_a_crash_while_figures_are_added_leaves_a_bundle_that_opens(copy: Path) -> None:
-    bundle = open_bundle(copy)
-    with pytest.raises(TypeError):
-        add_metrics(bundle, {"test": object()})  # fails between the two writes of the manifest
-    assert open_bundle(copy).fingerprint == bundle.fingerprint
 
 
 FILES = ["weights.safetensors", "tokenizer.json", "README.md", "metrics.json", "image_tower.onnx", "text_tower.onnx"]
