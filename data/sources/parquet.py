@@ -238,7 +238,8 @@ class _Row:
         try:
             return image_inside(self.table.path.parent, self.path, self.place).read()
         except SourceError as error:
-            raise ImageError("missing", error.expected, error.received, error.next_step) from None
+            next_step = "write the images' bytes into the table, or paths relative to it"
+            raise ImageError("missing", error.expected, error.received, next_step) from None
 
 
 def _is_binary(kind: Any) -> bool:
