@@ -41,6 +41,10 @@ class Report:
         """Add a check that `value` reaches `target`."""
         self.checks.append(Check(name, value, f"≥ {target:g}", value >= target))
 
+    def at_most(self, name: str, value: float, limit: float) -> None:
+        """Add a check that `value` does not pass `limit`."""
+        self.checks.append(Check(name, value, f"≤ {limit:g}", value <= limit))
+
     def finish(self, path: Path | None) -> int:
         """Print the checks, write the JSON report, and give the exit code: 0 when every check holds."""
         rows = [[c.name, f"{c.value:.3g}", c.target, "yes" if c.holds else "NO"] for c in self.checks]
