@@ -61,7 +61,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, print, write."""
-    options = parser().parse_args(argv)
+    command_line = parser()
+    options = command_line.parse_args(argv)
+    for out in (options.json, options.report):
+        if out and out.is_dir():
+            command_line.error(f"expected a file to write, received the directory {out}")
     from dual_encoder.embedded_pairs import embed_pairs
     from dual_encoder.runtime import Runtime
     from dual_encoder.slices import attribute_values, slice_figures
@@ -166,6 +170,8 @@ def page(
 
 def training_history(bundle: str) -> list[dict[str, float]]:
     """The figures of each epoch that training left in `BUNDLE.run/history.json`; empty where there is no such file."""
+    if bundle == "default":  # nobody trained it, whatever lies about
+        return []
     directory = Path(bundle).resolve()
     file = directory.with_name(f"{directory.name}.run") / "history.json"
     if not file.is_file():

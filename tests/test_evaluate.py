@@ -235,3 +235,13 @@ def test_the_command_writes_a_page_with_the_curves_of_the_training(model: tuple[
     assert "<h2>Training</h2>" in text
     assert text.count("<img ") > 20
     assert json.loads((bundle / "bundle.json").read_text("utf-8"))["fingerprint"] in text
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_a_directory_in_place_of_a_file_is_refused_before_the_work(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["--bundle", "nowhere", "--data", "nowhere", option, str(tmp_path)])
+    assert refused.value.code == 2
+    assert f"received the directory {tmp_path}" in capsys.readouterr().err

@@ -308,13 +308,19 @@ def test_an_image_that_is_gone_leaves_its_place_and_its_name() -> None:
     assert {element["aria-label"] for element in missing} == {"fleeting: blue"}
 
 
-def test_curves_of_training_are_those_beside_the_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_curves_of_training_are_those_beside_the_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = tmp_path / "model"
     assert training_history(str(bundle)) == []
     run = tmp_path / "model.run"
     run.mkdir()
     (run / "history.json").write_text(json.dumps(HISTORY))
     assert training_history(str(bundle)) == HISTORY
+    monkeypatch.chdir(tmp_path)
+    run.rename(tmp_path / "default.run")
+    assert training_history("default") == [], "nobody trained the built-in model"
+    (tmp_path / "default.run").rename(run)
     for wrong in ("[1, 2]", "{", '[{"loss": "much"}]', '[{"loss": null}]', "\xff"):
         (run / "history.json").write_bytes(wrong.encode("latin-1"))
         assert training_history(str(bundle)) == []
