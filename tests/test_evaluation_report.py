@@ -115,6 +115,19 @@ def test_the_page_shows_what_was_measured_on_what(colours: tuple[str, dict[str, 
     assert "+0.0" in shown.text, "the comparison with itself"
 
 
+def test_the_plots_are_of_the_figures(colours: tuple[str, dict[str, Any], EmbeddedPairs]) -> None:
+    text, report, _ = colours
+    recall, spread, loss, learned = Page(text).all("svg")
+    for direction in ("text_to_image", "image_to_text"):
+        assert f"{100 * report[direction]['recall@10']:.1f} % at 10" in str(recall["aria-label"])
+    assert "340 matching pairs" in str(spread["aria-label"])
+    assert "57,460 not matching pairs" in str(spread["aria-label"])
+    assert "2 epochs, from 2 to 1" in str(loss["aria-label"])
+    assert "2 epochs, from 10 to 20" in str(learned["aria-label"])
+    lines = Page(text).all("polyline")
+    assert [len(str(line["points"]).split()) for line in lines[:2]] == [100, 100], "recall@k for k up to 100"
+
+
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(
     colours: tuple[str, dict[str, Any], EmbeddedPairs],
 ) -> None:
