@@ -222,7 +222,8 @@ def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) 
     )
     return (
         # Wide tables scroll, by the keyboard too.
-        f'<div class="wide" tabindex="0" role="group" aria-label="{_attribute(caption)}"><table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="wide" tabindex="0" role="group" aria-label="{_attribute(caption)}">'
+        f"<table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 
