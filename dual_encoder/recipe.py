@@ -62,7 +62,9 @@ class Recipe:
     """One experiment.
 
     `class_prototypes` adds the rows of the image backbone's classifier, paired with the names and descriptions of
-    their classes, to the training pairs. `mirrored` adds the mirror image of each image as a second view.
+    their classes, to the training pairs. `mirrored` adds the mirror image of each image as a second view. With
+    `group_positives`, images of one group (near-duplicates, where the data set names them) match each other's captions
+    in a batch, as one image's do.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Recipe:
     trainer: TrainerConfig
     class_prototypes: bool = False
     mirrored: bool = False
+    group_positives: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
     def with_settings(self, **settings: Any) -> Recipe:

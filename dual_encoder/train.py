@@ -64,7 +64,7 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False) -> Bundle:
     check_replaceable(out)
     source = open_source(data)
     splits = split_pairs(source)
-    digest = data_digest(splits)
+    digest = data_digest(splits, recipe.group_positives)
     run_key = digest_json({"recipe": describe(recipe), "data": digest})
     directory = out.resolve().with_name(out.resolve().name + ".run")
     if fresh:
@@ -123,6 +123,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         },
         "class_prototypes": recipe.class_prototypes,
         "mirrored": recipe.mirrored,
+        "group_positives": recipe.group_positives,
     }
 
 

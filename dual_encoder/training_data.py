@@ -44,6 +44,18 @@ def captioned(pairs: Sequence[ImageTextPair], what: str) -> list[ImageTextPair]:
     return kept
 
 
-def data_digest(splits: dict[str, list[ImageTextPair]]) -> str:
-    """What names the pairs that a run saw: ids, captions and splits."""
-    return digest_json({name: [[p.image_id, *p.captions] for p in pairs] for name, pairs in splits.items()})
+def image_groups(pairs: Sequence[ImageTextPair]) -> list[int]:
+    """A number for each image, the same for images of one group; an image without a group has its own."""
+    numbers: dict[tuple[str, str], int] = {}
+    keys = [("image", pair.image_id) if pair.group is None else ("group", pair.group) for pair in pairs]
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def data_digest(splits: dict[str, list[ImageTextPair]], groups: bool = False) -> str:
+    """What names the pairs that a run saw: ids, captions and splits, and `groups` where they decide the result."""
+    return digest_json(
+        {
+            name: [[p.image_id, *([p.group] if groups else []), *p.captions] for p in pairs]
+            for name, pairs in splits.items()
+        }
+    )

@@ -30,7 +30,7 @@ from dual_encoder.projection_head import AnchoredHead
 from dual_encoder.recipe import Recipe
 from dual_encoder.towers import backbone_config
 from dual_encoder.trainer import Progress, Trainer
-from dual_encoder.training_data import CaptionTable, captioned
+from dual_encoder.training_data import CaptionTable, captioned, image_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +176,14 @@ class TrainingRun:
                 captions_of.append(list(range(len(captions), len(captions) + len(texts))))
                 captions += texts
         features = self._text_features(captions)
+        groups = self._image_groups()
+        if groups is not None:  # prototypes are groups of their own
+            groups += range(len(groups), len(captions_of))
         config = recipe.trainer
-        return FeatureBatches(views, features, captions_of, captions, config.batch_size, config.seed)
+        return FeatureBatches(views, features, captions_of, captions, config.batch_size, config.seed, groups)
+
+    def _image_groups(self) -> list[int] | None:
+        return image_groups(self.train) if self.recipe.group_positives else None
 
     def _pixel_batches(self) -> Batches:
         if self.tokenizer is None:
@@ -190,14 +196,13 @@ class TrainingRun:
                 "a backbone that trains",
                 "set mirrored and class_prototypes to False, or freeze both backbones",
             )
-        config = self.recipe.trainer
-        return PixelBatches(
-            self.train, self.recipe.model.image_backbone.preprocessing, self.tokenizer, config.batch_size, config.seed
-        )
+        config, preprocessing = self.recipe.trainer, self.recipe.model.image_backbone.preprocessing
+        groups = self._image_groups()
+        return PixelBatches(self.train, preprocessing, self.tokenizer, config.batch_size, config.seed, groups)
 
 
 class PixelBatches:
-    """Batches of pixels and token ids, for backbones that train."""
+    """Batches of pixels and token ids, for backbones that train; with `image_groups` (N,), "image_group" (B,) too."""
 
     def __init__(
         self,
@@ -206,7 +211,9 @@ class PixelBatches:
         tokenizer: CaptionTokenizer,
         batch_size: int,
         seed: int,
+        image_groups: Sequence[int] | None = None,
     ) -> None:
+        self.image_groups = None if image_groups is None else np.asarray(image_groups, np.int32)
         self.pairs, self.preprocessing, self.tokenizer = pairs, preprocessing, tokenizer
         self.batch_size, self.seed = min(batch_size, len(pairs)), seed
         self.steps_per_epoch = len(pairs) // self.batch_size
@@ -217,7 +224,11 @@ class PixelBatches:
             self.pairs, self.preprocessing, self.tokenizer, self.batch_size, self.seed, epoch, start_batch=start
         )
         try:
-            yield from dataset.take(self.steps_per_epoch - start)
+            for batch in dataset.take(self.steps_per_epoch - start):
+                if self.image_groups is None:
+                    yield batch
+                else:
+                    yield {**batch, "image_group": self.image_groups[np.asarray(batch["image_row"])]}
         except tf.errors.OpError as error:
             raise TrainingError(
                 "images that decode",
