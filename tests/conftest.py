@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from chain import Chain, Served
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 CACHES = ROOT / "build" / "test-cache"
 KEPT_SECONDS = 3600  # a cache takes some 300 MB; other runs may be using theirs
+
+
+# A busy machine is no defect of the code under test.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 def pytest_configure(config: pytest.Config) -> None:
