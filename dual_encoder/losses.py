@@ -134,7 +134,12 @@ class InfoNCE:
         logits = scale * _similarities(anchors, others, rows)  # (R, B)
         logits = ops.where(compared, logits, LEFT_OUT)
         weighted = logits + self._log_weights(logits, negative) if self.hard_negatives else logits
-        log_probabilities = logits - ops.logsumexp(weighted, axis=-1, keepdims=True)
+        normaliser = ops.logsumexp(weighted, axis=-1, keepdims=True)
+        if not (self.multi_positive or self.label_smoothing or self.soft_targets):  # one target a row: no table of them
+            hit = ops.sum(ops.take(anchors, rows, axis=0) * ops.take(others, rows, axis=0), axis=-1, keepdims=True)
+            return ops.sum(normaliser - scale * hit)
+
+        log_probabilities = logits - normaliser
 
         target = (1 - self.label_smoothing - self.soft_targets) * _evenly(targets)
         if self.label_smoothing:
