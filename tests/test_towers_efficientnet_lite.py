@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from golden_inputs import golden_images, pixel_digest
 from tower_contract import check_image_backbone
 
+from data.durable import digest_bytes
 from data.errors import UserError
 from data.images import load_pixels
 from dual_encoder.towers import published_weights
@@ -36,6 +38,20 @@ def test_features_and_logits_equal_the_reference_implementation(variant):
     assert bias.shape == (1000,)
     np.testing.assert_allclose(features, golden[f"{variant}_features"], atol=1e-3)
     np.testing.assert_allclose(features @ kernel + bias, golden[f"{variant}_logits"], atol=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["lite0", "lite2"])
+def test_logits_of_photographs_equal_the_reference_implementation(variant):
+    directory = Path(os.environ.get("DATASETS_DIR", "datasets")) / "openstax"
+    if not (directory / "captions.jsonl").is_file():
+        pytest.skip(f"needs the data set openstax: nothing at {directory}; set DATASETS_DIR to where it is")
+    golden = np.load(FIXTURES / "photographs.npz")
+    images = [(directory / name).read_bytes() for name in golden["names"]]
+    assert [digest_bytes(image) for image in images] == golden["sha256"].tolist()
+    backbone = EfficientNetLite(variant)
+    features = np.asarray(backbone.build()(np.stack([load_pixels(image, backbone.preprocessing) for image in images])))
+    kernel, bias = backbone.classifier()
+    np.testing.assert_allclose(features @ kernel + bias, golden[variant], atol=1e-3)
 
 
 def test_it_keeps_the_contract_of_image_backbones():

@@ -5,6 +5,9 @@ The references are `efficientnet-lite-pytorch`, the package that the ImageNet we
 
     python3.11 -m venv /tmp/towers && /tmp/towers/bin/pip install -r tools/requirements-towers.txt
     PYTHONPATH=.:tests /tmp/towers/bin/python tools/make_tower_fixtures.py
+
+With --photographs DIR, a data set directory with images/, it writes photographs.npz instead: their names, digests and
+logits; the photographs themselves stay where they are.
 """
 
 from __future__ import annotations
@@ -24,7 +27,12 @@ MAX_TOKENS = 128
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute the golden values and write them."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=Path, metavar="DIR")
+    options = parser.parse_args(argv)
+    if options.photographs:
+        write_photographs(options.photographs)
+        return 0
 
     from golden_inputs import SENTENCES, golden_images, pixel_digest
 
@@ -41,6 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     (FIXTURES / "towers.json").write_text(json.dumps({"pixels": digests}, indent=1) + "\n", "utf-8")
     np.savez(FIXTURES / "towers.npz", **arrays)
     return 0
+
+
+def write_photographs(directory: Path) -> None:
+    """Golden logits of every 600th photograph of a data set."""
+    from data.durable import digest_bytes
+    from data.images import ImagePreprocessing
+
+    paths = sorted((directory / "images").glob("*.jpg"))[::600]
+    images = [path.read_bytes() for path in paths]
+    arrays = {
+        "names": np.array([f"images/{path.name}" for path in paths]),
+        "sha256": np.array([digest_bytes(image) for image in images]),
+    }
+    for variant in ("lite0", "lite2"):
+        preprocessing = ImagePreprocessing(SIZES[variant], "squash", (127 / 255,) * 3, (128 / 255,) * 3)
+        arrays[variant] = lite_values(variant, images, preprocessing)[f"{variant}_logits"]
+    np.savez(FIXTURES / "photographs.npz", **arrays)
 
 
 def lite_values(variant: str, images, preprocessing) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ Its residual heads, its loss, its optimizer and its stopping rule, faithfully; t
 recipes, so that a comparison is about the recipe. TensorFlow Addons' AdamW, used there, takes 0.001 of every weight off
 at each step; Keras multiplies the decay by the learning rate, hence the 1.0 here.
 
-20 s on two CPU cores with features in the cache. Text → image on the 461 test images of openstax, mean of three seeds:
+11 s on two CPU cores with features in the cache. Text → image on the 461 test images of openstax, mean of three seeds:
 R@1 8.1 %, R@10 41.2 %; with 30 epochs 12.0 % and 44.0 %.
 """
 
