@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -32,9 +42,14 @@ def say(message: str) -> None:
 
 
 def progress(
-    items: Iterable[T], description: str, total: int | None = None, done: int = 0, quiet: bool = False
+    items: Iterable[T],
+    description: str,
+    total: int | None = None,
+    done: int = 0,
+    quiet: bool = False,
+    unit: str | None = None,
 ) -> Iterator[T]:
-    """Yield `items` behind a progress bar with count, elapsed and remaining time.
+    """Yield `items` behind a progress bar with count, elapsed and remaining time, and `unit`s a second if it is named.
 
     `done` items are shown as finished before the first one. Where there is no terminal, one line says at the end how
     many there were; with `quiet`, nothing does, and the bar disappears when it is full.
@@ -45,9 +60,11 @@ def progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        *([_RateColumn(unit)] if unit else []),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    start = time.perf_counter()
     with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=quiet) as bar:
         task = bar.add_task(description, total=total, completed=done)
         count = done
@@ -56,7 +73,24 @@ def progress(
             count += 1
             bar.advance(task)
     if not stderr.is_terminal and not quiet:
-        say(f"{description}: {count} done")
+        rate = f" ({_rate((count - done) / (time.perf_counter() - start), unit)})" if unit and count > done else ""
+        say(f"{description}: {count} done{rate}")
+
+
+class _RateColumn(ProgressColumn):
+    """How many items a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else _rate(speed, self.unit))
+
+
+def _rate(speed: float, unit: str) -> str:
+    return f"{speed:,.{0 if speed >= 10 else 1}f} {unit}/s"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

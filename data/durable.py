@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from data.errors import UserError
 
 CACHE_VARIABLE = "DUAL_ENCODER_CACHE"
 
@@ -115,6 +118,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
+def only_process(path: Path, refusal: UserError) -> Iterator[None]:
+    """Hold the lock of a file or directory, which ends with the process; raise `refusal` when another holds it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise refusal from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def publish_directory(final: Path) -> Iterator[Path]:
     """Yield an empty directory beside `final`; on success it is flushed and takes the place of `final`, else removed.
 
@@ -127,17 +144,22 @@ def publish_directory(final: Path) -> Iterator[Path]:
     try:
         with naming_file(final):
             yield aside
-        for path in aside.rglob("*"):
-            sync_path(path)
-        sync_path(aside)
         aside.chmod(0o755)
-        if final.exists():
-            _replace_directory(aside, final)
-        else:
-            aside.replace(final)
+        move_directory(aside, final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def move_directory(aside: Path, final: Path) -> None:
+    """Flush a directory on the same file system and put it in the place of `final`, as `publish_directory` does."""
+    for path in aside.rglob("*"):
+        sync_path(path)
+    sync_path(aside)
+    if final.exists():
+        _replace_directory(aside, final)
+    else:
+        aside.replace(final)
     sync_path(final.parent)
 
 

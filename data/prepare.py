@@ -8,25 +8,40 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import tempfile
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data import console
-from data.durable import canonical_json, changed_files, digest_bytes, publish_directory
+from data.checked_images import AHEAD, ImageStore, Verdict, check_images, read_verdicts
+from data.durable import (
+    canonical_json,
+    changed_files,
+    digest_bytes,
+    move_directory,
+    only_process,
+    write_atomic,
+    write_json,
+)
 from data.errors import ImageError, SourceError
-from data.images import decode
 from data.loading import map_ordered
-from data.pairs import ImageBytes, ImageFile, ImageTextPair, PairSource
+from data.pairs import ImageFile, ImageTextPair, PairSource
 from data.quiet_tensorflow import load_tensorflow
 from data.shards import MANIFEST, ShardWriter, read_manifest, write_manifest
 from data.sources import SOURCE_HELP, open_source
 from data.splits import SPLITS, SplitAssigner, SplitFractions
 
 REJECTED = "rejected.jsonl"
+
+# What `OUT.preparing` holds while the work is unfinished.
+MADE_FROM = "made_from.json"
+JOURNAL = "checked.jsonl"
+SHARDS = "shards"
+WORK_VERSION = 1  # another one cannot be taken up
 
 
 @dataclass(frozen=True)
@@ -39,37 +54,80 @@ class PrepareSettings:
     resplit: bool = False
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Where the spool holds a pair: its description as JSON, then its encoded image."""
-
-    offset: int
-    description_bytes: int
-    image_bytes: int
-
-
 def prepare(source: PairSource, out: Path, settings: PrepareSettings, overwrite: bool = False) -> dict[str, Any]:
     """Write `source` to `out` and return the manifest; an equal existing output is left as it is.
 
-    Every image is read and decoded once. The spool needs as much disk beside `out` as the images take. Raises
-    `SourceError` for a malformed source, one without any usable image, and an `out` that holds something else.
+    Every image is read and decoded once, and read again when it is written, unless the first reading is still in
+    memory; there is never a second copy on the disk. Work that was interrupted lies in `OUT.preparing` and is taken up
+    by the next call for the same data. Raises `SourceError` for a malformed source, one without any usable image or
+    whose images change meanwhile, and an `out` that holds something else.
     """
-    out = out.expanduser()
+    out = out.expanduser().resolve()
     made_from = {"source": source.name, "settings": asdict(settings), "pairs_sha256": pairs_digest(source)}
     existing = _existing(out, made_from, overwrite)
     if existing is not None:
         console.say(f"{out} was made from the same source and settings: left as it is")
         return existing
-    with publish_directory(out) as aside, tempfile.TemporaryFile(dir=aside) as spool:
-        assigner = SplitAssigner(settings.seed, settings.fractions)
-        stored = _check_images(source, settings, assigner, spool, aside / REJECTED)
-        splits = assigner.assign()
+    with _work_directory(out, made_from) as work:
+        images = check_images(source, work / JOURNAL)
+        splits, rejected = _judge(source, work / JOURNAL, settings)
+        shards = work / SHARDS
+        write_atomic(shards / REJECTED, b"".join(canonical_json(row) + b"\n" for row in rejected))
         load_tensorflow()
-        with ShardWriter(aside, settings.shard_size) as writer:
-            for image_id, place in console.progress(stored.items(), "writing shards", total=len(stored)):
-                pair, image = _from_spool(spool, place)
-                writer.write(pair, image, splits[image_id])
-        return write_manifest(aside, sorted(writer.shards, key=_reading_order), made_from)
+        with ShardWriter(shards, settings.shard_size) as writer:
+            _write_shards(source, read_verdicts(work / JOURNAL), splits, images, writer)
+        manifest = write_manifest(shards, sorted(writer.shards, key=_reading_order), made_from)
+        move_directory(shards, out)
+    return manifest
+
+
+class _WorthNothing(SourceError):
+    """A refusal after which nothing of the work can be used again."""
+
+
+@contextmanager
+def _work_directory(out: Path, made_from: dict[str, Any]) -> Iterator[Path]:
+    """The directory of unfinished work on `out`, without work of other data or settings; removed at the end.
+
+    It is kept when the process is killed or interrupted, the disk is full, or other settings would help.
+    """
+    work = out.with_name(f"{out.name}.preparing")
+    if work.exists() and any(work.iterdir()) and not (work / MADE_FROM).is_file():
+        raise SourceError(f"no other files in {work}", "some", "move them away, or choose another --out")
+    (work / SHARDS).mkdir(parents=True, exist_ok=True)
+    busy = SourceError(
+        f"no other job that writes to {out}", "one that is running", "wait for it, or choose another --out"
+    )
+    with only_process(work, busy):
+        _discard_stale(work, made_from)
+        try:
+            yield work
+        except _WorthNothing:
+            shutil.rmtree(work)
+            raise
+        shutil.rmtree(work)
+
+
+def _discard_stale(work: Path, made_from: dict[str, Any]) -> None:
+    """Remove verdicts of another source, and shards of another source or other settings."""
+    made_from = {"version": WORK_VERSION, **made_from}
+    try:
+        before = json.loads((work / MADE_FROM).read_text("utf-8"))
+    except FileNotFoundError:
+        before = made_from
+    except ValueError:
+        before = {}
+    same_images = all(before.get(key) == made_from[key] for key in ("version", "source", "pairs_sha256"))
+    if json.loads(canonical_json(made_from)) != json.loads(canonical_json(before)):
+        kept = "kept what it knows of the images" if same_images else "started anew"
+        console.say(f"{work} is unfinished work of other data or settings: {kept}")
+        shutil.rmtree(work / SHARDS)
+        (work / SHARDS).mkdir()
+    elif (work / JOURNAL).exists():
+        console.say(f"going on with the unfinished work in {work}")
+    if not same_images:
+        (work / JOURNAL).unlink(missing_ok=True)
+    write_json(work / MADE_FROM, made_from)
 
 
 def pairs_digest(pairs: Iterable[ImageTextPair]) -> str:
@@ -107,56 +165,70 @@ def _existing(out: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str
     )
 
 
-def _check_images(
-    source: PairSource, settings: PrepareSettings, assigner: SplitAssigner, spool: IO[bytes], rejected: Path
-) -> dict[str, _Stored]:
-    """Decode every image in threads; spool the good pairs, report the others, and feed the split assigner."""
-    stored: dict[str, _Stored] = {}
-    reasons: Counter[str] = Counter()
-    checked = console.progress(map_ordered(_checked, source, ahead=64), "checking images", total=len(source))
-    with rejected.open("wb") as report:
-        for pair, image in checked:
-            if isinstance(image, ImageError):
-                reasons[image.reason] += 1
-                row = {"image_id": pair.image_id, "reason": image.reason, "received": image.received}
-                report.write(canonical_json(row) + b"\n")
-                continue
-            prescribed = None if settings.resplit else pair.split
-            assigner.add(pair.image_id, pair.group, digest_bytes(image), prescribed)
-            description = _description(pair)
-            stored[pair.image_id] = _Stored(spool.tell(), len(description), len(image))
-            spool.write(description)
-            spool.write(image)
+def _judge(source: PairSource, journal: Path, settings: PrepareSettings) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The split of every usable image, and a row for each of the others."""
+    assigner = SplitAssigner(settings.seed, settings.fractions)
+    rejected = []
+    for verdict in read_verdicts(journal):
+        if verdict.sha256 is None:
+            row = {"image_id": verdict.image_id, "reason": verdict.reason, "received": verdict.received}
+            rejected.append(row)
+        else:
+            prescribed = None if settings.resplit else verdict.split
+            assigner.add(verdict.image_id, verdict.group, verdict.sha256, prescribed)
+    reasons = Counter(row["reason"] for row in rejected)
     if reasons:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         console.say(f"skipped images that cannot be used: {listed} (listed in {REJECTED})")
-    if not stored:
+    splits = assigner.assign()
+    if not splits:
         received = f"none among {reasons.total():,}: {', '.join(reasons) or 'no images'}"
-        raise SourceError(
+        raise _WorthNothing(
             f"at least one usable image in {source.name}", received, "check that this is the right source"
         )
-    return stored
+    return splits, rejected
 
 
-def _checked(pair: ImageTextPair) -> tuple[ImageTextPair, bytes | ImageError]:
+def _write_shards(
+    source: PairSource, verdicts: Iterable[Verdict], splits: dict[str, str], images: ImageStore, writer: ShardWriter
+) -> None:
+    """Write every usable image that no finished shard holds; images are read ahead in threads."""
+
+    def planned() -> Iterator[tuple[int, ImageTextPair, Verdict, bool]]:
+        counts: Counter[str] = Counter()
+        for position, (pair, verdict) in enumerate(zip(source, verdicts, strict=True)):
+            if verdict.sha256 is not None:
+                split = splits[pair.image_id]
+                yield position, pair, verdict, writer.is_written(split, counts[split])
+                counts[split] += 1
+
+    def load(plan: tuple[int, ImageTextPair, Verdict, bool]) -> tuple[ImageTextPair, bytes | None]:
+        position, pair, verdict, written = plan
+        return pair, None if written else images.take(position) or _read_again(pair, verdict)
+
+    loaded = map_ordered(load, planned(), ahead=AHEAD)
+    for pair, image in console.progress(loaded, "writing shards", total=len(splits), unit="images"):
+        if image is None:
+            writer.skip(splits[pair.image_id])
+        else:
+            writer.write(pair, image, splits[pair.image_id])
+
+
+def _read_again(pair: ImageTextPair, verdict: Verdict) -> bytes:
     try:
         image = pair.image.read()
-        decode(image)
     except ImageError as error:
-        return pair, error
-    return pair, image
+        received = error.received
+    else:
+        if digest_bytes(image) == verdict.sha256:
+            return image
+        received = "another content than when it was checked"
+    raise _WorthNothing(f"the image {pair.image_id} as it was checked", received, "start again, without changing files")
 
 
 def _description(pair: ImageTextPair) -> bytes:
     """Everything but the image, as JSON."""
     return canonical_json([pair.image_id, list(pair.captions), pair.group, dict(pair.attributes), pair.split])
-
-
-def _from_spool(spool: IO[bytes], place: _Stored) -> tuple[ImageTextPair, bytes]:
-    spool.seek(place.offset)
-    image_id, captions, group, attributes, split = json.loads(spool.read(place.description_bytes))
-    image = spool.read(place.image_bytes)
-    return ImageTextPair(image_id, ImageBytes(lambda: image), tuple(captions), group, attributes, split), image
 
 
 def _reading_order(shard: dict[str, Any]) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.durable import canonical_json, changed_files, directory_digests, write_json
+from data.durable import canonical_json, changed_files, directory_digests, sync_path, write_json
 from data.errors import SourceError
 from data.pairs import ImageBytes, ImageTextPair
 from data.quiet_tensorflow import os_errors
@@ -22,10 +22,15 @@ from data.quiet_tensorflow import os_errors
 FORMAT = "image-text-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
+PART = ".part"  # at the end of the name of a shard that is being written
 
 
 class ShardWriter:
-    """Appends pairs to `SPLIT-NNNNN.tfrecord` files of at most `shard_size` images each; a context manager."""
+    """Appends pairs to `SPLIT-NNNNN.tfrecord` files of at most `shard_size` images each; a context manager.
+
+    A shard gets its name when it is complete and on the disk. Those that a killed run had finished are in `finished`:
+    pairs that belong to them (`is_written`) are passed over by `skip`, and the same files come out.
+    """
 
     def __init__(self, directory: Path, shard_size: int) -> None:
         if shard_size < 1:
@@ -33,13 +38,28 @@ class ShardWriter:
         self.directory = directory
         self.shard_size = shard_size
         self.shards: list[dict[str, Any]] = []  # {"file", "split", "images"}
-        self._open: dict[str, tuple[Any, dict[str, Any]]] = {}  # split → (writer, its entry of `shards`)
+        self.finished = frozenset(path.name for path in directory.glob("*.tfrecord"))
+        for path in directory.glob(f"*{PART}"):
+            path.unlink()
+        self._open: dict[str, tuple[Any, dict[str, Any]]] = {}  # split → (writer or None, its entry of `shards`)
+
+    def is_written(self, split: str, number: int) -> bool:
+        """Whether a finished shard holds the image that is `number` (from 0) in its split."""
+        return _shard_name(split, number // self.shard_size) in self.finished
 
     def write(self, pair: ImageTextPair, image: bytes, split: str) -> None:
         """Append one pair; `image` is its encoded image."""
         writer, entry = self._open.get(split) or self._start(split)
         with os_errors(self.directory / entry["file"]):
             writer.write(_example(pair, image, split))
+        self._count(split, entry)
+
+    def skip(self, split: str) -> None:
+        """Count a pair that is in a finished shard."""
+        _, entry = self._open.get(split) or self._start(split)
+        self._count(split, entry)
+
+    def _count(self, split: str, entry: dict[str, Any]) -> None:
         entry["images"] += 1
         if entry["images"] == self.shard_size:
             self._close(split)
@@ -48,22 +68,36 @@ class ShardWriter:
         import tensorflow as tf
 
         number = sum(shard["split"] == split for shard in self.shards)
-        entry: dict[str, Any] = {"file": f"{split}-{number:05d}.tfrecord", "split": split, "images": 0}
+        entry: dict[str, Any] = {"file": _shard_name(split, number), "split": split, "images": 0}
         self.shards.append(entry)
-        self._open[split] = (tf.io.TFRecordWriter(str(self.directory / entry["file"])), entry)
+        writer = None
+        if entry["file"] not in self.finished:
+            writer = tf.io.TFRecordWriter(str(self.directory / f"{entry['file']}{PART}"))
+        self._open[split] = (writer, entry)
         return self._open[split]
 
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         for split in tuple(self._open):
-            self._close(split)
+            self._close(split, complete=kind is None)
 
-    def _close(self, split: str) -> None:
+    def _close(self, split: str, complete: bool = True) -> None:
         writer, entry = self._open.pop(split)
-        with os_errors(self.directory / entry["file"]):
+        if writer is None:
+            return
+        path = self.directory / entry["file"]
+        with os_errors(path):
             writer.close()
+        if complete:
+            part = path.with_name(f"{path.name}{PART}")
+            sync_path(part)
+            part.replace(path)
+
+
+def _shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:05d}.tfrecord"
 
 
 def write_manifest(directory: Path, shards: list[dict[str, Any]], made_from: dict[str, Any]) -> dict[str, Any]:

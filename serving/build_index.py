@@ -6,7 +6,6 @@ Example: `python -m serving.build_index --bundle default --data folder:Pictures 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data import console
+from data.durable import only_process
 from data.errors import SnapshotError, SourceError
 from data.sources import SOURCE_HELP, open_source
 from data.splits import SPLITS, split_pairs
@@ -207,13 +207,11 @@ def caption_queries(runtime: Runtime, catalog: Catalog) -> np.ndarray:
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
     """Hold the index's lock, which ends with the process; `SnapshotError` when another process holds it."""
-    with (out / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SnapshotError(
-                f"no other job that writes to {out}", "one that is running", "wait for it, or choose another --out"
-            ) from None
+    (out / LOCK).touch()
+    busy = SnapshotError(
+        f"no other job that writes to {out}", "one that is running", "wait for it, or choose another --out"
+    )
+    with only_process(out / LOCK, busy):
         yield
 
 

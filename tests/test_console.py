@@ -84,6 +84,15 @@ def test_progress_passes_everything_on_and_counts(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "reading: 5 done\n"
 
 
+def test_progress_tells_the_rate_of_this_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 12.0])
+    monkeypatch.setattr(console.time, "perf_counter", lambda: next(times))
+    list(console.progress("abcd", "reading", total=5, done=1, unit="images"))
+    assert capsys.readouterr().err == "reading: 5 done (2.0 images/s)\n"
+
+
 def test_progress_is_lazy() -> None:
     taken = []
 
