@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections import deque
@@ -12,10 +13,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from data.console import progress
+from data.digest_memo import DigestMemo, FileStamp
 from data.durable import digest_bytes
 from data.errors import ImageError
 from data.images import DEFAULT_LIMITS, ImageLimits, ImagePreprocessing, load_pixels
-from data.pairs import ImageBytes, ImageFile
+from data.pairs import ImageBytes, ImageFile, ImageTextPair
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -52,7 +55,7 @@ def map_ordered(function: Callable[[A], B], items: Iterable[A], ahead: int, work
 
 
 def content_digests(images: Iterable[ImageFile | ImageBytes], limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[str]:
-    """SHA-256 of each image's bytes, or `unreadable:REASON`."""
+    """SHA-256 of each image's bytes, or `unreadable:REASON`; a file that did not change is read once only."""
 
     def digest(image: ImageFile | ImageBytes) -> str:
         try:
@@ -60,7 +63,25 @@ def content_digests(images: Iterable[ImageFile | ImageBytes], limits: ImageLimit
         except ImageError as error:
             return f"unreadable:{error.reason}"
 
-    return map_ordered(digest, images, ahead=64)
+    remaining = iter(images)
+    with DigestMemo() as memo:
+        while chunk := list(itertools.islice(remaining, 512)):
+            stamps = [FileStamp.of(image.path) if isinstance(image, ImageFile) else None for image in chunk]
+            known = memo.recall([stamp if stamp and stamp.size <= limits.max_bytes else None for stamp in stamps])
+            read = map_ordered(digest, (image for image, found in zip(chunk, known, strict=True) if not found), 64)
+            digests = [found or next(read) for found in known]
+            memo.note(stamps, [None if found else new for found, new in zip(known, digests, strict=True)])
+            yield from digests
+
+
+def with_digests(pairs: Iterable[ImageTextPair]) -> list[ImageTextPair]:
+    """The pairs with the digests of their images, read where nobody has yet."""
+    pairs = list(pairs)
+    missing = [position for position, pair in enumerate(pairs) if pair.digest is None]
+    found = content_digests(pairs[position].image for position in missing)
+    for position, digest in zip(missing, progress(found, "reading images", len(missing), quiet=True), strict=True):
+        pairs[position] = dataclasses.replace(pairs[position], digest=digest)
+    return pairs
 
 
 def decoded_batches(

@@ -73,7 +73,8 @@ class ImageTextPair:
     """One image and every text that describes it.
 
     `image_id` is stable and unique within its source. Pairs of one `group` (near-duplicates, panels of one picture)
-    never fall into different splits. `split` is set where the data set itself prescribes it.
+    never fall into different splits. `split` is set where the data set itself prescribes it. `digest` is the SHA-256 of
+    the image's bytes, or `unreadable:REASON`, once somebody has read them (`loading.with_digests`).
     """
 
     image_id: str
@@ -82,6 +83,7 @@ class ImageTextPair:
     group: str | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     split: str | None = None
+    digest: str | None = field(default=None, compare=False)
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from data.errors import SourceError
-from data.loading import content_digests
+from data.loading import with_digests
 from data.pairs import ImageTextPair
 
 SPLITS = ("train", "validation", "test")
@@ -119,17 +119,14 @@ def split_pairs(
     fractions: SplitFractions | None = None,
     compare_bytes: bool = True,
 ) -> dict[str, list[ImageTextPair]]:
-    """`{"train": […], "validation": […], "test": […]}`, each in the order of `pairs`.
+    """`{"train": […], "validation": […], "test": […]}`, each in the order of `pairs`, with the digests of images.
 
     `compare_bytes=False` skips reading the images, for sources whose groups already join identical ones.
     """
-    pairs = list(pairs)
-    digests: Iterable[str | None] = (
-        content_digests(pair.image for pair in pairs) if compare_bytes else [None] * len(pairs)
-    )
+    pairs = with_digests(pairs) if compare_bytes else list(pairs)
     assigner = SplitAssigner(seed, fractions)
-    for pair, digest in zip(pairs, digests, strict=True):
-        readable = digest if digest and not digest.startswith("unreadable:") else None
+    for pair in pairs:
+        readable = pair.digest if pair.digest and not pair.digest.startswith("unreadable:") else None
         assigner.add(pair.image_id, pair.group, readable, pair.split)
     assigned = assigner.assign()
     return {split: [pair for pair in pairs if assigned[pair.image_id] == split] for split in SPLITS}

@@ -18,7 +18,7 @@ import numpy as np
 from data.console import progress, say
 from data.durable import cache_directory, digest_json, write_atomic
 from data.images import ImagePreprocessing
-from data.loading import content_digests, decoded_batches
+from data.loading import decoded_batches, with_digests
 from data.pairs import ImageTextPair
 from data.text import CaptionTokenizer, clean_caption
 from dual_encoder.engines import IMAGE_BATCH, Engine, KerasEngine, OnnxEngine, run_on_pixels, run_on_texts
@@ -93,7 +93,7 @@ def image_features(
                 rows[batch.positions] = features
         return np.zeros((len(block), 0), np.float32) if rows is None else rows
 
-    digests = list(progress(content_digests(pair.image for pair in pairs), "reading images", len(pairs)))
+    digests = [pair.digest or "" for pair in with_digests(pairs)]
     prefix = {"features_of": backbone.key, "preprocessing": preprocessing.to_config()}
     rows = _in_blocks(pairs, digests, prefix, compute, f"image features, blocks of {_BLOCK}")
     bad = [position for position, row in enumerate(rows) if not row.any()]

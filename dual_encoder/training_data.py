@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from data.durable import digest_json
 from data.errors import SourceError
+from data.loading import with_digests
 from data.pairs import ImageTextPair
 from data.text import clean_caption
 
@@ -52,10 +53,10 @@ def image_groups(pairs: Sequence[ImageTextPair]) -> list[int]:
 
 
 def data_digest(splits: dict[str, list[ImageTextPair]], groups: bool = False) -> str:
-    """What names the pairs that a run saw: ids, captions and splits, and `groups` where they decide the result."""
+    """What names the pairs that a run saw: ids, image contents, captions and splits, and `groups` where they decide."""
     return digest_json(
         {
-            name: [[p.image_id, *([p.group] if groups else []), *p.captions] for p in pairs]
+            name: [[p.image_id, p.digest, *([p.group] if groups else []), *p.captions] for p in with_digests(pairs)]
             for name, pairs in splits.items()
         }
     )

@@ -11,13 +11,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from data.durable import write_atomic
+from data.durable import canonical_json, write_atomic
 from data.errors import BundleError
 
+_DIGEST = "sha256"  # of everything else in a file, in its metadata
 
-def digest_weights(variables: Iterable[Any]) -> str:
-    """SHA-256 over shapes, dtypes and values, in order."""
-    digest = hashlib.sha256()
+
+def digest_weights(variables: Iterable[Any], start: bytes = b"") -> str:
+    """SHA-256 over `start`, then shapes, dtypes and values, in order."""
+    digest = hashlib.sha256(start)
     for variable in variables:
         array = np.asarray(variable, order="C")
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -35,9 +37,10 @@ def named_weights(parts: Mapping[str, list[Any]]) -> dict[str, Any]:
 
 
 def save_weights(path: Path, variables: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Write variables or arrays to a safetensors file, atomically."""
+    """Write variables or arrays to a safetensors file, atomically; its metadata hold a digest of all the rest."""
     arrays = {name: np.asarray(variable, order="C") for name, variable in variables.items()}
-    write_atomic(path, save(arrays, metadata))
+    metadata = metadata or {}
+    write_atomic(path, save(arrays, {**metadata, _DIGEST: _digest(arrays, metadata)}))
 
 
 def weight_names(path: Path) -> list[str]:
@@ -53,7 +56,8 @@ def load_weights(path: Path, variables: Mapping[str, Any], expected: Mapping[str
     """Assign a file's arrays to variables of the same names; returns the file's metadata.
 
     Names and shapes, and the `expected` part of the metadata, must agree exactly, or nothing is assigned and a
-    `BundleError` names the differences.
+    `BundleError` names the differences. So it is when a byte has changed since `save_weights` wrote the file; a file
+    that something else wrote has no digest to tell, and passes where nothing is `expected`.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -61,6 +65,9 @@ def load_weights(path: Path, variables: Mapping[str, Any], expected: Mapping[str
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise BundleError(f"a safetensors file at {path}", str(error), "write it again") from None
+    digest = metadata.pop(_DIGEST, None)
+    if (digest or expected) and digest != _digest(arrays, metadata):
+        raise BundleError(f"{path.name} as it was written", "changed bytes", "write it again")
     problems = [
         f"{key} {metadata.get(key)!r} instead of {value!r}"
         for key, value in (expected or {}).items()
@@ -79,3 +86,8 @@ def load_weights(path: Path, variables: Mapping[str, Any], expected: Mapping[str
     for name, variable in variables.items():
         variable.assign(arrays[name])
     return metadata
+
+
+def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    names = sorted(arrays)
+    return digest_weights((arrays[name] for name in names), canonical_json([dict(metadata), names]))

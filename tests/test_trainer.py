@@ -6,10 +6,11 @@ import json
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,45 @@ def test_a_cut_checkpoint_is_refused_and_named(tmp_path: Path, keep: int) -> Non
     with pytest.raises(TrainingError) as refused:
         trainer(tmp_path).fit()
     assert str(path) in refused.value.next_step
+
+
+def test_a_checkpoint_with_a_changed_byte_is_refused_and_named(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, before=at(2)).fit()
+    path = tmp_path / CHECKPOINT
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1  # the least bit of a weight
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match="changed bytes") as refused:
+        trainer(tmp_path).fit()
+    assert str(path) in refused.value.next_step
+
+
+@pytest.fixture
+def no_room() -> Iterator[Callable[[int], None]]:
+    """Limits the size of files, which acts like a full disk, and lifts the limit at the end."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_to_go_on_from(
+    tmp_path: Path, straight: Trainer, no_room: Callable[[int], None]
+) -> None:
+    def fill(step: int) -> None:
+        if step == STEPS + 2:  # a checkpoint of the first epoch is there
+            no_room((tmp_path / CHECKPOINT).stat().st_size // 2)
+
+    with pytest.raises(OSError, match="File too large") as failed:
+        trainer(tmp_path, before=fill).fit()
+    assert Path(failed.value.filename).parent == tmp_path
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [CHECKPOINT]
+    no_room(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    seen: list[int] = []
+    resumed = trainer(tmp_path, before=seen.append)
+    resumed.fit()
+    assert seen == list(range(STEPS, EPOCHS * STEPS))
+    assert_same_run(resumed, straight)
 
 
 def test_training_stops_after_patience_and_restores_the_best_epoch(tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ def test_a_changed_group_is_another_run_where_groups_decide() -> None:
     assert data_digest({"train": PAIRS}, groups=True) != data_digest(other, groups=True)
 
 
+def test_another_picture_under_the_same_name_is_another_run() -> None:
+    other = dataclasses.replace(PAIRS[0], image=PAIRS[1].image)
+    assert data_digest({"train": PAIRS}) == data_digest({"train": list(PAIRS)})
+    assert data_digest({"train": PAIRS}) != data_digest({"train": [other, *PAIRS[1:]]})
+
+
 def test_whole_towers_train_in_chunks_with_a_learned_bias(tmp_path: Path) -> None:
     wanted = recipe(RECIPE, objective=SigmoidLoss(), group_positives=True, chunk_size=2, epochs=3)
     run = TrainingRun(wanted, PAIRS, PAIRS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from data.errors import BundleError
 from dual_encoder.weights import digest_weights, load_weights, named_weights, save_weights
@@ -83,6 +84,27 @@ def test_a_cut_file_is_refused(tmp_path: Path, damage) -> None:
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BundleError, match=r"a safetensors file at .*w\.safetensors"):
         load_weights(path, slots())
+
+
+def test_any_changed_byte_of_a_file_that_must_be_of_this_run_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, arrays(), {"run": "one", "progress": '{"epoch": 3}'})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for flip in (1, 0x20):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            with pytest.raises(BundleError):
+                load_weights(path, slots(), expected={"run": "one"})
+    path.write_bytes(whole)
+    load_weights(path, slots(), expected={"run": "one"})
+
+
+def test_a_file_of_others_has_no_digest_and_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"odd": arrays()["odd"]}, path)
+    assert load_weights(path, {"odd": Slot(4)}) == {}
+    with pytest.raises(BundleError, match="changed bytes"):
+        load_weights(path, {"odd": Slot(4)}, expected={"run": "one"})
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
