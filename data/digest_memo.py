@@ -9,7 +9,6 @@ whatever is wrong with it costs time only.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -34,11 +33,11 @@ class FileStamp:
     def of(cls, path: Path) -> FileStamp | None:
         """The stamp of a file as it is; None for one that is not there."""
         try:
-            status = os.stat(path)
+            status = path.stat()
         except OSError:
             return None
         times = (status.st_mtime_ns, status.st_ctime_ns)
-        return cls(os.path.abspath(path), status.st_size, times, (status.st_dev, status.st_ino))
+        return cls(str(path.absolute()), status.st_size, times, (status.st_dev, status.st_ino))
 
     def key(self) -> bytes:
         """Names the stamp in a store."""

@@ -55,12 +55,12 @@ def test_a_changed_file_is_read_again_also_when_size_and_modification_time_are_a
 ) -> None:
     images = files(tmp_path, b"a", b"b")
     list(content_digests(images))
-    before = os.stat(images[0].path)
+    before = images[0].path.stat()
     images[0].path.write_bytes(b"x")
     os.utime(images[0].path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert list(content_digests(images)) == [digest_bytes(b"x"), digest_bytes(b"b")]
     images[1].path.unlink()
-    os.replace(images[0].path, images[1].path)  # another file under the name
+    images[0].path.replace(images[1].path)  # another file under the name
     assert list(content_digests(images)) == ["unreadable:missing", digest_bytes(b"x")]
 
 
