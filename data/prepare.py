@@ -31,6 +31,7 @@ from data.errors import ImageError, SourceError
 from data.loading import map_ordered
 from data.pairs import ImageFile, ImageTextPair, PairSource
 from data.quiet_tensorflow import load_tensorflow
+from data.selection import Selection
 from data.shards import MANIFEST, ShardWriter, read_manifest, write_manifest
 from data.sources import SOURCE_HELP, open_source
 from data.splits import SPLITS, SplitAssigner, SplitFractions
@@ -250,6 +251,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--data", required=True, metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="ATTRIBUTE=VALUE",
+        help="take only images with this attribute, or one of VALUE,VALUE; may be repeated",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other splits (default 0)")
     parser.add_argument("--shard-size", type=_positive, default=1000, metavar="N", help="images a shard (default 1000)")
@@ -260,7 +268,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = replace(
         PrepareSettings(), seed=arguments.seed, shard_size=arguments.shard_size, resplit=arguments.resplit
     )
-    manifest = prepare(open_source(arguments.data), arguments.out, settings, arguments.overwrite)
+    source = open_source(arguments.data)
+    if arguments.only:
+        source = Selection(source, arguments.only)
+    manifest = prepare(source, arguments.out, settings, arguments.overwrite)
     console.print_table(str(arguments.out), ("split", "images", "shards", "size"), _counts(manifest))
     return console.EXIT_OK
 
