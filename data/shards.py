@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from data.durable import canonical_json, changed_files, directory_digests, sync_
 from data.errors import SourceError
 from data.pairs import ImageBytes, ImageTextPair
 from data.quiet_tensorflow import os_errors
+from data.tf_records import parse_example, read_records
 
 FORMAT = "image-text-shards"
 VERSION = 1
@@ -145,14 +145,9 @@ def read_shard(directory: Path, manifest: dict[str, Any], shard: dict[str, Any])
             "shards as they were written", f"in {directory}: {problems[0]}", "make it again with python -m data.prepare"
         )
     count = 0
-    with path.open("rb") as file:
-        # A TFRecord is: length (8 bytes), its checksum (4), the data, its checksum (4).
-        while head := file.read(12):
-            start = file.tell()
-            (length,) = struct.unpack("<Q4x", head)
-            yield _pair(path, start, file.read(length))
-            file.seek(4, 1)
-            count += 1
+    for start, record in read_records(path):
+        yield _pair(path, start, record)
+        count += 1
     if count != shard["images"]:
         raise SourceError(
             f"{shard['images']:,} images in {path}", f"{count:,}", "make it again with python -m data.prepare"
@@ -176,15 +171,13 @@ def _example(pair: ImageTextPair, image: bytes, split: str) -> bytes:
 
 def _pair(path: Path, start: int, record: bytes) -> ImageTextPair:
     """The pair of a serialised Example that begins at byte `start` of its shard."""
-    spans: dict[str, list[tuple[int, int]]] = {}
-    # Example.features → Features.feature (a map) → key, and Feature.bytes_list → BytesList.value: all field 1 or 2.
-    for features in _fields(record, (0, len(record)), 1):
-        for entry in _fields(record, features, 1):
-            (key,) = _fields(record, entry, 1)
-            lists = [span for feature in _fields(record, entry, 2) for span in _fields(record, feature, 1)]
-            spans[record[slice(*key)].decode()] = [span for found in lists for span in _fields(record, found, 1)]
-    texts = {name: [record[slice(*span)].decode() for span in spans[name]] for name in spans if name != "image"}
-    ((first, last),) = spans["image"]
+    features = parse_example(record)
+    texts = {
+        name: [record[slice(*span)].decode() for span in feature.spans]
+        for name, feature in features.items()
+        if name != "image"
+    }
+    ((first, last),) = features["image"].spans
     return ImageTextPair(
         texts["image_id"][0],
         ImageBytes(functools.partial(_read_slice, path, start + first, last - first)),
@@ -193,31 +186,6 @@ def _pair(path: Path, start: int, record: bytes) -> ImageTextPair:
         json.loads(texts["attributes"][0]),
         texts["split"][0],
     )
-
-
-def _fields(record: bytes, span: tuple[int, int], wanted: int) -> Iterator[tuple[int, int]]:
-    """Where the length-delimited fields number `wanted` of a protobuf message lie.
-
-    Encoding: https://protobuf.dev/programming-guides/encoding/
-    """
-    position, end = span
-    while position < end:
-        tag, position = _varint(record, position)
-        length, position = _varint(record, position)
-        if tag >> 3 == wanted:
-            yield position, position + length
-        position += length
-
-
-def _varint(record: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = record[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
 
 
 def _read_slice(path: Path, offset: int, length: int) -> bytes:

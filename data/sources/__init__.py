@@ -19,13 +19,14 @@ SCHEMES = {
     "imagefolder": ("data.sources.hf_image_folder:HfImageFolder", 1),
     "webdataset": ("data.sources.webdataset:WebDataset", 1),
     "parquet": ("data.sources.parquet:Parquet", 1),
+    "tfds": ("data.sources.tfds:Tfds", 1),
     "openstax": ("data.sources.openstax:OpenStax", 1),
     "emoji": ("data.sources.openmoji:OpenMoji", 0),
     "prepared": ("data.sources.prepared:Prepared", 1),
 }
 
-# Formats whose path may stand for many; they look for the files themselves.
-PATTERNS = frozenset({"webdataset"})
+# Formats whose path is a pattern or a name; they look for the files themselves.
+PATTERNS = frozenset({"webdataset", "tfds"})
 
 SOURCE_HELP = """\
 the data set, one of:
@@ -38,6 +39,7 @@ the data set, one of:
   imagefolder:DIR               Hugging Face: images with metadata.jsonl or .csv, or in a folder for each class
   webdataset:PATTERN            tar shards: a directory, one file, or shard-{000000..000009}.tar
   parquet:FILE_OR_DIR           Parquet with a column of image bytes or paths and one or more of captions
+  tfds:NAME[/CONFIG][@DATA_DIR] what TensorFlow Datasets prepared on disk
   openstax:DIR                  clones of OpenStax textbooks: figures with the alt text of their publisher
   emoji                         1,914 OpenMoji drawings with their English names
   prepared:DIR                  what `python -m data.prepare` wrote
