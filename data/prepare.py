@@ -205,6 +205,7 @@ def _write_shards(
 
     def load(plan: tuple[int, ImageTextPair, Verdict, bool]) -> tuple[ImageTextPair, bytes | None]:
         position, pair, verdict, written = plan
+        pair = replace(pair, digest=verdict.sha256)
         return pair, None if written else images.take(position) or _read_again(pair, verdict)
 
     loaded = map_ordered(load, planned(), ahead=AHEAD)

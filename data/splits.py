@@ -121,7 +121,8 @@ def split_pairs(
 ) -> dict[str, list[ImageTextPair]]:
     """`{"train": […], "validation": […], "test": […]}`, each in the order of `pairs`, with the digests of images.
 
-    `compare_bytes=False` skips reading the images, for sources whose groups already join identical ones.
+    Pairs that bring their digest, as those of prepared shards do, are not read. `compare_bytes=False` reads none, for
+    sources whose groups already join identical images.
     """
     pairs = with_digests(pairs) if compare_bytes else list(pairs)
     assigner = SplitAssigner(seed, fractions)
