@@ -1,8 +1,8 @@
 """One directory that holds a model for use: weights, preprocessing, tokeniser, config, engines, figures, fingerprint.
 
 Reading one imports no TensorFlow. Every file's digest, and its own, is in `bundle.json`; a changed byte is refused. The
-fingerprint names what decides an embedding (config, weights, tokeniser), so it stays the same when only figures are
-added.
+fingerprint names what decides an embedding (config, weights, tokeniser), so it stays the same when only figures or a
+calibration are added.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from data.durable import changed_files, digest_json, directory_digests, write_js
 from data.errors import BundleError
 from data.images import ImagePreprocessing
 from data.text import CaptionTokenizer
+from dual_encoder.calibration import Calibration
 
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.safetensors"
@@ -54,6 +55,12 @@ class Bundle:
     def preprocessing(self) -> ImagePreprocessing:
         """How images are prepared for the image tower."""
         return ImagePreprocessing.from_config(self.manifest["preprocessing"])
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How scores become probabilities; None where training had too little to fit it on."""
+        config = self.manifest.get("calibration")
+        return None if config is None else Calibration.from_config(config)
 
     def tokenizer(self) -> CaptionTokenizer | None:
         """The text tower's tokeniser; None for a tower that takes strings."""
@@ -133,6 +140,7 @@ def write_manifest(
     max_tokens: int | None,
     embedding_dim: int,
     trained: Mapping[str, Any],
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """Describe the files already in `directory` and give the model its fingerprint."""
     import importlib.metadata
@@ -145,6 +153,7 @@ def write_manifest(
         "max_tokens": max_tokens,
         "embedding_dim": embedding_dim,
         "trained": dict(trained),
+        **({} if calibration is None else {"calibration": calibration.to_config()}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {package: importlib.metadata.version(package) for package in ("tensorflow", "keras", "pillow")},
         "files": directory_digests(directory, skip=frozenset({MANIFEST})),

@@ -16,6 +16,7 @@ from data.durable import publish_directory, write_json
 from data.errors import BundleError
 from data.text import CaptionTokenizer
 from dual_encoder.bundle import ASSETS, CARD, MANIFEST, METRICS, TOKENIZER, WEIGHTS, Bundle, write_manifest
+from dual_encoder.calibration import Calibration
 from dual_encoder.engines import Engine, KerasEngine, OnnxEngine
 from dual_encoder.frozen_features import FrozenBackbone
 from dual_encoder.model import DualEncoder, DualEncoderConfig
@@ -37,6 +38,7 @@ def save_bundle(
     trained: Mapping[str, Any],
     metrics: Mapping[str, Any] | None = None,
     frozen: Mapping[str, FrozenBackbone] | None = None,
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """Write `model` to the directory `out`, whole or not at all, replacing a bundle that is there.
 
@@ -61,6 +63,7 @@ def save_bundle(
             max_tokens=None if tokenizer is None else tokenizer.max_tokens,
             embedding_dim=model.embedding_dim,
             trained=trained,
+            calibration=calibration,
         )
     return Bundle(out, bundle.manifest)
 

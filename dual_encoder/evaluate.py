@@ -21,6 +21,7 @@ from dual_encoder.evaluation_tables import print_report
 
 if TYPE_CHECKING:
     from data.pairs import ImageTextPair
+    from dual_encoder.calibration import Calibration
     from dual_encoder.embedded_pairs import EmbeddedPairs
     from dual_encoder.metrics import RankedQueries
     from dual_encoder.runtime import Runtime
@@ -79,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     embedded = embed_pairs(runtime, pairs)
     ranked = rank_pairs(embedded)
     report = figures(runtime, embedded, ranked) | {"data": source.name, "split": options.split}
+    if runtime.bundle.calibration:
+        report["calibration"] = calibration_figures(runtime.bundle.calibration, embedded)
     report["slices"] = slice_figures(ranked, embedded.pairs, embedded.table.captions, options.slice)
     if other:
         report["against"] = compare_with(other, embedded, ranked)
@@ -123,6 +126,16 @@ def figures(runtime: Runtime, embedded: EmbeddedPairs, ranked: dict[str, RankedQ
         "bundle": {"name": runtime.name, "fingerprint": runtime.fingerprint},
         "rejected_images": embedded.rejected,
     }
+
+
+def calibration_figures(calibration: Calibration, embedded: EmbeddedPairs) -> dict[str, Any]:
+    """How well the bundle's probabilities hold on these pairs, which it must not have been fitted on; see `measure`."""
+    from dual_encoder.calibration_fit import measure, play
+    from dual_encoder.training_data import image_groups
+
+    groups, gallery = image_groups(embedded.pairs), len(embedded.pairs)
+    played = play(embedded.images, embedded.captions, embedded.caption_image, groups, gallery)
+    return {"fitted": calibration.to_config(), **measure(calibration, played)}
 
 
 def compare_with(other: Runtime, embedded: EmbeddedPairs, ranked: dict[str, RankedQueries]) -> dict[str, Any]:

@@ -1,35 +1,35 @@
-"""An evaluation as one HTML page that needs no network and no script; knows no model, only figures and thumbnails.
-
-Captions, names and attributes come from anybody: all text is escaped, and kept from turning its neighbours' direction.
-"""
+"""An evaluation as one HTML page that needs no network and no script; knows no model, only figures and thumbnails."""
 
 from __future__ import annotations
 
 import base64
-import html
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data import html_page
+from data.html_page import attribute, section, table, text
 from dual_encoder.evaluation_tables import (
+    CALIBRATION_COLUMNS,
     COMPARISON_COLUMNS,
     DIRECTIONS,
     RANK_COLUMNS,
     RECALL_COLUMNS,
     SLICE_COLUMNS,
+    UNANSWERABLE_COLUMNS,
+    calibration_rows,
+    calibration_title,
     comparison_rows,
     comparison_title,
     rank_rows,
     recall_rows,
     slice_rows,
     slice_titles,
+    unanswerable_rows,
 )
 from dual_encoder.retrieval_examples import Example, Picture, Similarities
 from dual_encoder.svg_plots import Axis, Line, histogram_plot, line_plot
-
-LONGEST_TEXT = 400  # characters of a caption that are shown
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ def render(report: EvaluationReport) -> str:
     sections = [
         _about(report),
         _headline(figures),
-        _section("Recall at every depth", _recall_plot(report.curves)),
-        _section("Similarities", _similarity_plot(report.similarities)),
+        section("Recall at every depth", _recall_plot(report.curves)),
+        section("Similarities", _similarity_plot(report.similarities)),
+        _calibration(figures["calibration"]) if "calibration" in figures else "",
         _comparison(figures) if "against" in figures else "",
         _slices(figures["slices"]) if "slices" in figures else "",
         _examples(
@@ -76,17 +77,7 @@ def render(report: EvaluationReport) -> str:
         ),
         _training(report.history),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        # Even a flaw in the escaping could then neither run a script nor call out.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Evaluation: {_attribute(name)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><main><h1>Evaluation of {_text(figures['bundle']['name'])}</h1>\n"
-        + "\n".join(filter(None, sections))
-        + "\n</main></body></html>\n"
-    )
+    return html_page.page(f"Evaluation: {name}", f"Evaluation of {figures['bundle']['name']}", sections)
 
 
 def _about(report: EvaluationReport) -> str:
@@ -101,7 +92,7 @@ def _about(report: EvaluationReport) -> str:
         "Left out": f"{len(figures['rejected_images']):,} images that could not be decoded",
         "Date": report.made,
     }
-    return f"<dl>{''.join(f'<dt>{_text(key)}</dt><dd>{_text(value)}</dd>' for key, value in facts.items())}</dl>"
+    return f"<dl>{''.join(f'<dt>{text(key)}</dt><dd>{text(value)}</dd>' for key, value in facts.items())}</dl>"
 
 
 def _headline(figures: Mapping[str, Any]) -> str:
@@ -110,8 +101,8 @@ def _headline(figures: Mapping[str, Any]) -> str:
         "resampling images 1,000 times; ties count against the model. An image is right only for its own captions, "
         "even where another would do as well."
     )
-    recall = _table("Recall, per cent", RECALL_COLUMNS, recall_rows(dict(figures)))
-    return _section("Figures", f"<p>{note}</p>{recall}{_table('Ranks', RANK_COLUMNS, rank_rows(dict(figures)))}")
+    recall = table("Recall, per cent", RECALL_COLUMNS, recall_rows(dict(figures)))
+    return section("Figures", f"<p>{note}</p>{recall}{table('Ranks', RANK_COLUMNS, rank_rows(dict(figures)))}")
 
 
 def _recall_plot(curves: Mapping[str, Sequence[float]]) -> str:
@@ -136,7 +127,7 @@ def _similarity_plot(found: Similarities) -> str:
     told = "; ".join(f"{sum(values):,} {name} pairs, {_middle(edges, values)}" for name, values in counts.items())
     note = "The further apart the two shapes lie, the better a score alone says whether a caption fits an image."
     x = Axis("cosine similarity of caption and image", edges[0], edges[-1])
-    return f"<p>{note}</p>{histogram_plot('Similarities of pairs', told, x, edges, counts)}<p>{_text(told)}.</p>"
+    return f"<p>{note}</p>{histogram_plot('Similarities of pairs', told, x, edges, counts)}<p>{text(told)}.</p>"
 
 
 def _middle(edges: Sequence[float], counts: Sequence[int]) -> str:
@@ -148,16 +139,53 @@ def _middle(edges: Sequence[float], counts: Sequence[int]) -> str:
     return "none"
 
 
+def _calibration(calibration: Mapping[str, Any]) -> str:
+    note = (
+        "A hit's probability comes from its score, the scores beside it and the number of images searched, by a map "
+        "fitted on the validation split. Every caption was asked twice, with its image in the gallery and without it: "
+        "half of the queries have no answer. Where fewer have none, hits are right more often than stated."
+    )
+    fitted = calibration["fitted"]
+    if not fitted["smallest"] <= calibration["gallery"] <= fitted["largest"]:
+        note += (
+            f" This gallery of {calibration['gallery']:,} images lies outside of the {fitted['smallest']:,} to "
+            f"{fitted['largest']:,} that the map was fitted on."
+        )
+    tables = table(calibration_title(dict(calibration)), CALIBRATION_COLUMNS, calibration_rows(dict(calibration)))
+    apart = "Queries without an answer"
+    told = table(apart, UNANSWERABLE_COLUMNS, unanswerable_rows(dict(calibration)))
+    shown = _reliability_plot(calibration) + told + _answer_plot(calibration["unanswerable"])
+    return section("Probabilities", f"<p>{note}</p>{tables}{shown}")
+
+
+def _reliability_plot(calibration: Mapping[str, Any]) -> str:
+    lines: dict[str, Line] = {
+        label: [(100 * b["probability"], 100 * b["right"]) for b in calibration[name]["bins"]]
+        for name, label in (("first_hit", "first hits"), ("first_hits", "all hits"))
+    }
+    lines["as stated"] = [(0, 0), (100, 100)]
+    gap = 100 * calibration["first_hit"]["expected_calibration_error"]
+    told = f"Bins of equally many hits; first hits are off by {gap:.1f} percentage points on average"
+    return line_plot("Reliability", told, Axis("stated probability, %", 0, 100), Axis("right, %", 0, 100), lines)
+
+
+def _answer_plot(found: Mapping[str, Any]) -> str:
+    counts = {"with an answer": found["with_answer"], "without": found["without_answer"]}
+    x = Axis("stated probability that one of the first hits is right", 0, 1)
+    told = f"AUROC {found['by_probability']['auroc']:.3f}"
+    return histogram_plot("Queries with and without an answer", told, x, found["edges"], counts)
+
+
 def _comparison(figures: Mapping[str, Any]) -> str:
     against = figures["against"]
     note = (
-        f"Positive differences favour {_text(figures['bundle']['name'])}. Both bundles answered the same queries; "
+        f"Positive differences favour {text(figures['bundle']['name'])}. Both bundles answered the same queries; "
         f"images were resampled {against['resamples']:,} times for both at once. An interval that excludes 0 is "
         "unlikely to be luck. The p-values are two-sided and not corrected for being several."
     )
-    other = f"Other bundle: {_text(against['bundle']['name'])}, fingerprint {_text(against['bundle']['fingerprint'])}."
-    table = _table(comparison_title(dict(figures)), COMPARISON_COLUMNS, comparison_rows(against))
-    return _section("Comparison", f"<p>{note}</p><p>{other}</p>{table}")
+    other = f"Other bundle: {text(against['bundle']['name'])}, fingerprint {text(against['bundle']['fingerprint'])}."
+    shown = table(comparison_title(dict(figures)), COMPARISON_COLUMNS, comparison_rows(against))
+    return section("Comparison", f"<p>{note}</p><p>{other}</p>{shown}")
 
 
 def _slices(slices: Mapping[str, Any]) -> str:
@@ -165,31 +193,31 @@ def _slices(slices: Mapping[str, Any]) -> str:
         "Every slice is ranked against the full gallery. Values with fewer than 20 queries are one row, “(other)”; "
         "“(none)” are images without the attribute."
     )
-    tables = [_table(title, SLICE_COLUMNS, slice_rows(found)) for title, found in slice_titles(dict(slices))]
-    return _section("Slices", f"<p>{note}</p>{''.join(tables)}")
+    tables = [table(title, SLICE_COLUMNS, slice_rows(found)) for title, found in slice_titles(dict(slices))]
+    return section("Slices", f"<p>{note}</p>{''.join(tables)}")
 
 
 def _examples(title: str, note: str, examples: Sequence[Example], none: str, gallery: int) -> str:
     if not examples:
-        return _section(title, f"<p>{none}</p>")
+        return section(title, f"<p>{none}</p>")
     shown = []
     for example in examples:
         returned = "".join(_picture(picture, f"{place}.") for place, picture in enumerate(example.returned, 1))
         shown.append(
-            f"<article><h3>{_text(example.query)}</h3><p>Its image came {example.rank:,} of {gallery:,}.</p>"
+            f"<article><h3>{text(example.query)}</h3><p>Its image came {example.rank:,} of {gallery:,}.</p>"
             f'<div class="strip">{_picture(example.right, "right:")}<div class="strip returned">{returned}</div></div>'
             "</article>"
         )
-    return _section(title, f"<p>{note} Beside it, the five images that came first.</p>{''.join(shown)}")
+    return section(title, f"<p>{note} Beside it, the five images that came first.</p>{''.join(shown)}")
 
 
 def _picture(picture: Picture, place: str) -> str:
     told = f"{picture.image_id}: {picture.caption}" if picture.caption else picture.image_id
     if picture.thumbnail is None:
-        shown = f'<div class="missing" role="img" aria-label="{_attribute(told)}">no picture</div>'
+        shown = f'<div class="missing" role="img" aria-label="{attribute(told)}">no picture</div>'
     else:
         data = base64.b64encode(picture.thumbnail).decode()
-        shown = f'<img alt="{_attribute(told)}" src="data:image/webp;base64,{data}">'
+        shown = f'<img alt="{attribute(told)}" src="data:image/webp;base64,{data}">'
     right, mark = (' class="right"', " ✓") if picture.right else ("", "")
     return f"<figure{right}>{shown}<figcaption>{place} {picture.score:.3f}{mark}</figcaption></figure>"
 
@@ -207,66 +235,4 @@ def _training(history: Sequence[Mapping[str, float]]) -> str:
             y = Axis("loss", min(values), max(values)) if word == "loss" else Axis("recall, %", 0, 100)
             told = f"{len(history)} epochs, from {values[0]:.3g} to {values[len(lines[names[0]]) - 1]:.3g}"
             plots.append(line_plot(f"{title} while training", told, x, y, lines))
-    return _section("Training", "".join(plots)) if plots else ""
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{content}</section>"
-
-
-def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
-    body = "".join(
-        f'<tr><th scope="row">{_text(first)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return (
-        # Wide tables scroll, by the keyboard too.
-        f'<div class="wide" tabindex="0" role="group" aria-label="{_attribute(caption)}">'
-        f"<table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _text(value: object) -> str:
-    """Any text as content: escaped, shortened, and in an isolate that ends what direction marks it holds."""
-    return f'<bdi dir="auto">{html.escape(_printable(value))}</bdi>'
-
-
-def _attribute(value: object) -> str:
-    """Any text where no element can isolate it: escaped, without direction marks."""
-    return html.escape(re.sub("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", _printable(value)))
-
-
-def _printable(value: object) -> str:
-    text = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", str(value))
-    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
-
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1b1b1b; --soft: #595959; --rule: #d0d0d0; --panel: #f5f5f5;
-  --s0: #0b5cad; --s1: #a83f00; --s2: #2c6e2c; --good: #2c6e2c; }
-@media (prefers-color-scheme: dark) { :root { --page: #14161a; --ink: #e8e8e8; --soft: #b0b0b0; --rule: #3c4048;
-  --panel: #1e2127; --s0: #7db7ff; --s1: #ffad66; --s2: #8fd48f; --good: #8fd48f; } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 62rem; margin: auto; padding: 1rem; }
-h1, h2, h3, dd { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 0; } h2 { margin-top: 2.5rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dd { margin: 0; }
-dt { color: var(--soft); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: start;
-  font-weight: 600; } th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--rule); text-align: start;
-  font-variant-numeric: tabular-nums; } tbody th { font-weight: 400; }
-tbody th, td:nth-child(n+3) { white-space: nowrap; }
-svg { width: 100%; max-width: 44rem; height: auto; display: block; } svg text { fill: var(--ink); font-size: 13px; }
-svg .tick { fill: var(--soft); font-size: 12px; } .axis { fill: none; stroke: var(--soft); }
-.grid { stroke: var(--rule); } .line { fill: none; stroke-width: 2; } .area { fill-opacity: .2; stroke: none; }
-.line.series-0 { stroke: var(--s0); } .line.series-1 { stroke: var(--s1); } .line.series-2 { stroke: var(--s2); }
-.area.series-0, .dot.series-0 { fill: var(--s0); } .area.series-1, .dot.series-1 { fill: var(--s1); }
-.dot.series-2 { fill: var(--s2); }
-article { background: var(--panel); padding: .75rem; margin: .75rem 0; border-radius: .4rem; } article p { margin: 0; }
-.strip { display: flex; flex-wrap: wrap; gap: .5rem; align-items: end; } .returned { border-inline-start: 2px solid
-  var(--rule); padding-inline-start: .5rem; }
-figure { margin: 0; padding: 3px; border: 2px solid transparent; } figure.right { border-color: var(--good); }
-img, .missing { display: block; width: 112px; height: 112px; object-fit: contain; background: #fff; color: #1b1b1b; }
-figcaption { font-size: .85rem; color: var(--soft); }
-"""
+    return section("Training", "".join(plots)) if plots else ""

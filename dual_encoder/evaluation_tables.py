@@ -10,6 +10,16 @@ DIRECTIONS = (("text_to_image", "text → image"), ("image_to_text", "image → 
 RECALL_COLUMNS = ("direction", "metric", "%", "95 % interval", "chance, one right answer")
 RANK_COLUMNS = ("direction", "queries", "gallery", "median rank", "mean reciprocal rank")
 SLICE_COLUMNS = ("direction", "slice", "queries", "recall@1 %", "recall@5 %", "recall@10 %", "median rank")
+CALIBRATION_COLUMNS = (
+    "which hits",
+    "probability, mean %",
+    "right %",
+    "calibration error %",
+    "Brier",
+    "Brier, base rate",
+)
+# The false-positive rate at a true-positive rate of 95 %, in words.
+UNANSWERABLE_COLUMNS = ("told by", "AUROC", "95 % interval", "pass where 95 % of the others do, %", "from")
 COMPARISON_COLUMNS = ("direction", "metric", "this", "other", "difference", "95 % interval", "p")
 
 
@@ -18,6 +28,12 @@ def print_report(report: dict[str, Any]) -> None:
     title = f"{report['bundle']['name']} on {report.get('data', 'pairs')}, split {report.get('split', '')}"
     console.print_table(title, RECALL_COLUMNS, recall_rows(report))
     console.print_table("Ranks", RANK_COLUMNS, rank_rows(report))
+    if "calibration" in report:
+        console.print_table(
+            calibration_title(report["calibration"]), CALIBRATION_COLUMNS, calibration_rows(report["calibration"])
+        )
+        rows = unanswerable_rows(report["calibration"])
+        console.print_table("Queries without an answer", UNANSWERABLE_COLUMNS, rows)
     if "slices" in report:
         for title, by_direction in slice_titles(report["slices"]):
             console.print_table(title, SLICE_COLUMNS, slice_rows(by_direction))
@@ -52,6 +68,46 @@ def rank_rows(report: dict[str, Any]) -> list[list[str]]:
         ]
         for direction, label in DIRECTIONS
     ]
+
+
+def calibration_title(calibration: dict[str, Any]) -> str:
+    """What was played."""
+    return (
+        f"Probabilities of hits, {calibration['queries']:,} captions asked of {calibration['gallery']:,} images, with "
+        "and without their image"
+    )
+
+
+def calibration_rows(calibration: dict[str, Any]) -> list[list[str]]:
+    """A row for the first hit and one for the first ten, in the order of CALIBRATION_COLUMNS."""
+    return [
+        [
+            label,
+            f"{100 * figures['mean_probability']:.1f}",
+            f"{100 * figures['right']:.1f}",
+            f"{100 * figures['expected_calibration_error']:.1f}",
+            f"{figures['brier']:.4f}",
+            f"{figures['brier_of_the_base_rate']:.4f}",
+        ]
+        for label, figures in (
+            ("the first", calibration["first_hit"]),
+            (f"the first {calibration['fitted']['depth']}", calibration["first_hits"]),
+        )
+    ]
+
+
+def unanswerable_rows(calibration: dict[str, Any]) -> list[list[str]]:
+    """A row for each way to tell queries without an answer from the others, in the order of UNANSWERABLE_COLUMNS."""
+    rows = []
+    for name, label in (("by_probability", "probability of an answer"), ("by_best_score", "best score alone")):
+        figures = calibration["unanswerable"][name]
+        low, high = figures["auroc_confidence_95"]
+        passing = 100 * figures["false_positive_rate_at_95_true_positive_rate"]
+        threshold = figures["threshold_at_95_true_positive_rate"]
+        rows.append(
+            [label, f"{figures['auroc']:.3f}", f"{low:.3f} to {high:.3f}", f"{passing:.1f}", f"{threshold:.3f}"]
+        )
+    return rows
 
 
 def comparison_title(report: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data import console
 from data.durable import digest_json
-from data.errors import BundleError
+from data.errors import BundleError, SourceError
 from data.quiet_tensorflow import load_tensorflow
 from data.sources import SOURCE_HELP, open_source
 from data.splits import split_pairs
@@ -22,7 +22,9 @@ from dual_encoder.bundle import Bundle, open_bundle
 from dual_encoder.recipe import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
+    from dual_encoder.calibration import Calibration
     from dual_encoder.trainer import Progress
+    from dual_encoder.training_run import TrainingRun
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,10 +95,20 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False) -> Bundle:
         trained=trained,
         metrics={"validation": figures},
         frozen=run.frozen,
+        calibration=_calibration(run),
     )
     console.say(f"bundle {out}: fingerprint {bundle.fingerprint[:12]}, best epoch {progress.best_epoch + 1}")
     _write_history(directory, progress)
     return bundle
+
+
+def _calibration(run: TrainingRun) -> Calibration | None:
+    """The run's calibration, or None with the reason said."""
+    try:
+        return run.calibration()
+    except SourceError as error:
+        console.say(f"scores are not calibrated: that takes {error.expected}, and there are {error.received}")
+        return None
 
 
 def _finished(out: Path, run_key: str) -> Bundle | None:

@@ -20,6 +20,8 @@ from data.pairs import ImageTextPair
 from data.pipeline import batches as pixel_batches
 from data.text import CaptionTokenizer
 from dual_encoder.anchoring import class_embeddings, prototype_captions, prototype_features
+from dual_encoder.calibration import Calibration
+from dual_encoder.calibration_fit import fit_calibration
 from dual_encoder.engines import IMAGE_BATCH, KerasEngine, run_on_texts
 from dual_encoder.feature_batches import Batches, FeatureBatches, caption_groups
 from dual_encoder.frozen_features import FrozenBackbone, caption_features, freeze, image_features
@@ -87,6 +89,15 @@ class TrainingRun:
         """Retrieval metrics of the model as it is, on `pairs` or else on the validation split."""
         chosen = self.validation if pairs is None else self._held_out(captioned(pairs, "given"))
         return chosen.metrics(*self._project(chosen))
+
+    def calibration(self) -> Calibration:
+        """How scores of the model as it is become probabilities, fitted on the validation split; see `fit_calibration`.
+
+        `SourceError` where there is too little to fit it on.
+        """
+        image, text = self._project(self.validation)
+        rows = np.array(self.validation.table.image_row)
+        return fit_calibration(_unit(image), _unit(text), rows, image_groups(self.validation.pairs))
 
     def _validate(self) -> Mapping[str, float]:
         """Recall@10 averaged over both directions, and the objective over batches of the validation pairs."""

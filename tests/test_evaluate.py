@@ -13,6 +13,7 @@ from shapes import FROZEN, write_shapes
 from data.errors import BundleError, SourceError
 from data.images import load_pixels
 from data.pairs import ImageBytes, ImageTextPair
+from dual_encoder.bundle import fingerprint_of
 from dual_encoder.embedded_pairs import embed_pairs
 from dual_encoder.evaluate import compare_with, evaluate, main, pairs_of_split, print_report, rank_pairs
 from dual_encoder.train import train
@@ -121,6 +122,24 @@ def test_the_command_writes_the_figures_of_a_split(
     assert report["text_to_image"]["gallery"] == report["image_to_text"]["queries"] == images
     assert report["text_to_image"]["queries"] == report["image_to_text"]["gallery"] == 2 * images
     assert (report["split"], report["data"]) == (split, data)
+
+
+def test_probabilities_are_fitted_on_validation_travel_in_the_bundle_and_are_measured_on_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_shapes(tmp_path / "shapes", splits=["train", "train", *3 * ["validation"], *3 * ["test"]])
+    recipe, out = FROZEN.with_settings(epochs=30), tmp_path / "metrics.json"
+    bundle = train(recipe, data, tmp_path / "model")
+    assert bundle.calibration is not None
+    assert (bundle.calibration.queries, bundle.calibration.largest) == (72, 36)
+    assert fingerprint_of({**bundle.manifest, "calibration": None}) == bundle.fingerprint
+    assert main(["--bundle", str(bundle.path), "--data", data, "--json", str(out)]) == 0
+    found = json.loads(out.read_text("utf-8"))["calibration"]
+    assert found["fitted"] == bundle.manifest["calibration"]
+    assert (found["queries"], found["gallery"]) == (72, 36)
+    printed = capsys.readouterr().out
+    assert f"{found['unanswerable']['by_probability']['auroc']:.3f}" in printed
+    assert f"{100 * found['first_hit']['expected_calibration_error']:.1f}" in printed
 
 
 def test_the_test_split_is_the_default(model: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:

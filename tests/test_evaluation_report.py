@@ -16,14 +16,16 @@ import pytest
 from fakes import ColourRuntime, colour_pair, picture
 from PIL import Image
 
+from data.html_page import LONGEST_TEXT
 from data.pairs import ImageBytes, ImageTextPair
+from dual_encoder.calibration import Calibration
 from dual_encoder.embedded_pairs import EmbeddedPairs, embed_pairs
-from dual_encoder.evaluate import compare_with, figures, page, rank_pairs, training_history
-from dual_encoder.evaluation_report import LONGEST_TEXT
+from dual_encoder.evaluate import calibration_figures, compare_with, figures, page, rank_pairs, training_history
 from dual_encoder.metrics import TIE
 from dual_encoder.retrieval_examples import best_hits, similarities, thumbnail, worst_misses
 from dual_encoder.slices import slice_figures
 
+CALIBRATION = Calibration(bias=-3, slope=9, context=2, gallery=0.5, smallest=40, largest=160, queries=300)
 HISTORY = [{"loss": 2.0, "validation_loss": 2.5, "validation_recall": 0.1}, {"loss": 1.0, "validation_recall": 0.2}]
 VOID = {"meta", "img", "br"}
 # SVG elements are closed in the page as in XML.
@@ -79,6 +81,7 @@ def evaluated(pairs: list[ImageTextPair], **more: Any) -> tuple[str, dict[str, A
     embedded = embed_pairs(runtime, pairs)  # type: ignore[arg-type]
     ranked = rank_pairs(embedded)
     report = figures(runtime, embedded, ranked) | {"data": "colours", "split": "test"} | more  # type: ignore[arg-type]
+    report["calibration"] = calibration_figures(CALIBRATION, embedded)
     report["slices"] = slice_figures(ranked, embedded.pairs, embedded.table.captions, ["colour"])
     report["against"] = compare_with(ColourRuntime(name="other"), embedded, ranked)  # type: ignore[arg-type]
     return page(report, embedded, ranked, HISTORY), report, embedded
@@ -104,6 +107,7 @@ def test_the_page_shows_what_was_measured_on_what(colours: tuple[str, dict[str, 
         "Figures",
         "Recall at every depth",
         "Similarities",
+        "Probabilities",
         "Comparison",
         "Slices",
         "Worst misses",
@@ -117,11 +121,17 @@ def test_the_page_shows_what_was_measured_on_what(colours: tuple[str, dict[str, 
 
 def test_the_plots_are_of_the_figures(colours: tuple[str, dict[str, Any], EmbeddedPairs]) -> None:
     text, report, _ = colours
-    recall, spread, loss, learned = Page(text).all("svg")
+    recall, spread, reliability, answers, loss, learned = Page(text).all("svg")
     for direction in ("text_to_image", "image_to_text"):
         assert f"{100 * report[direction]['recall@10']:.1f} % at 10" in str(recall["aria-label"])
     assert "340 matching pairs" in str(spread["aria-label"])
     assert "57,460 not matching pairs" in str(spread["aria-label"])
+    error = 100 * report["calibration"]["first_hit"]["expected_calibration_error"]
+    assert f"off by {error:.1f} percentage points" in str(reliability["aria-label"])
+    apart = report["calibration"]["unanswerable"]["by_probability"]["auroc"]
+    assert f"AUROC {apart:.3f}" in str(answers["aria-label"])
+    assert f"{apart:.3f}" in Page(text).text
+    assert "170 images lies outside of the 40 to 160" in Page(text).text
     assert "2 epochs, from 2 to 1" in str(loss["aria-label"])
     assert "2 epochs, from 10 to 20" in str(learned["aria-label"])
     lines = Page(text).all("polyline")
@@ -151,7 +161,7 @@ def test_the_page_can_be_used_without_seeing_it_and_in_the_dark(
     assert shown.all("html") == [{"lang": "en"}]
     assert len(shown.all("h1")) == len(shown.all("main")) == len(shown.all("title")) - len(shown.all("svg")) == 1
     assert all(image["alt"] for image in shown.all("img"))
-    assert len(shown.all("svg")) == 4
+    assert len(shown.all("svg")) == 6
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in shown.all("svg"))
     assert len(shown.all("caption")) == len(shown.all("table"))
     assert all(head["scope"] in ("col", "row") for head in shown.all("th"))

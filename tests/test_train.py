@@ -65,6 +65,7 @@ def test_a_bundle_says_where_it_comes_from(data: str, learned: Bundle) -> None:
     assert trained["pairs"] == {"train": 60, "validation": 12, "test": 12}
     assert trained["data"] == data
     assert 1 <= trained["best_epoch"] <= trained["epochs"] == 40
+    assert learned.calibration is None, "24 captions are too few"
     figures = json.loads((learned.path / METRICS).read_text())["validation"]
     assert METRICS in learned.manifest["files"]
     assert figures["text_to_image"]["gallery"] == 12
