@@ -21,6 +21,7 @@ from data.pairs import ImageTextPair, PairSource
 
 # Images held between checking and writing, so that a small data set is read (or drawn) only once; bytes.
 KEPT_BYTES = 64 << 20
+OVERHEAD = 200  # of an object and its entry
 AHEAD = 64  # images in work
 
 
@@ -45,8 +46,9 @@ class ImageStore:
 
     def put(self, position: int, image: bytes) -> None:
         """Keep an image where there is room."""
-        if self._free >= len(image):
-            self._free -= len(image)
+        size = len(image) + OVERHEAD
+        if self._free >= size:
+            self._free -= size
             self._images[position] = image
 
     def take(self, position: int) -> bytes | None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """A refusal the caller can act on: what was expected, what was received, what to do next."""
+    """A refusal the caller can act on: what was expected, what was received, what to do next.
+
+    The texts are valid Unicode whatever a file or its name holds, so that every report can show them.
+    """
 
     def __init__(self, expected: str, received: str, next_step: str) -> None:
+        expected, received, next_step = (
+            text.encode("utf-8", "backslashreplace").decode() for text in (expected, received, next_step)
+        )
         super().__init__(f"expected {expected}; received {received}; {next_step}")
         self.expected = expected
         self.received = received

@@ -33,13 +33,18 @@ class DecodedBatch:
     rejected: list[tuple[int, ImageError]] = field(default_factory=list)
 
 
+def available_cores() -> int:
+    """The cores this process may use, which a container or `taskset` can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def map_ordered(function: Callable[[A], B], items: Iterable[A], ahead: int, workers: int | None = None) -> Iterator[B]:
     """`map` in a thread pool, in order, with at most `ahead` results waiting.
 
     Pillow, file reads and hashing let other threads run meanwhile.
     """
     remaining = iter(items)
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loading") as pool:
+    with ThreadPoolExecutor(workers or available_cores(), thread_name_prefix="loading") as pool:
         waiting: deque[Future[B]] = deque()
         try:
             for item in itertools.islice(remaining, max(1, ahead)):

@@ -33,6 +33,10 @@ class UnionFind:
     def __init__(self) -> None:
         self._parent: dict[Hashable, Hashable] = {}
 
+    def __contains__(self, item: Hashable) -> bool:
+        """Whether `item` was ever found or joined."""
+        return item in self._parent
+
     def find(self, item: Hashable) -> Hashable:
         """The representative of `item`'s set."""
         parent = self._parent.setdefault(item, item)
@@ -47,7 +51,7 @@ class UnionFind:
 
 
 class SplitAssigner:
-    """Takes images one by one, holding only their names, then assigns splits by group.
+    """Takes images one by one, holding only their names (some 400 bytes an image), then assigns splits by group.
 
     Images with the same `group`, or the same `digest` of their bytes, get the same split. A group's split depends only
     on the seed and the group's key (the smallest of its `group` names, else of its ids), so it does not change with
@@ -57,8 +61,10 @@ class SplitAssigner:
     def __init__(self, seed: int = 0, fractions: SplitFractions | None = None) -> None:
         self.seed = seed
         self.fractions = fractions or SplitFractions()
-        self._sets = UnionFind()
+        self._sets = UnionFind()  # image ids that are not alone
         self._groups: dict[str, str | None] = {}  # image_id → group
+        self._first_of_group: dict[str, str] = {}  # → image_id
+        self._first_of_digest: dict[bytes, str] = {}  # by a short digest of the digest, to save memory
         self._prescribed: dict[str, str] = {}
 
     def add(self, image_id: str, group: str | None = None, digest: str | None = None, split: str | None = None) -> None:
@@ -66,20 +72,23 @@ class SplitAssigner:
         if image_id in self._groups:
             raise SourceError("each image_id once", f"{image_id} twice", "give every image an id of its own")
         self._groups[image_id] = group
-        self._sets.find(("image", image_id))
         if group is not None:
-            self._sets.join(("image", image_id), ("group", group))
+            self._join(image_id, self._first_of_group.setdefault(group, image_id))
         if digest is not None:
-            self._sets.join(("image", image_id), ("digest", digest))
+            short = hashlib.blake2b(digest.encode(), digest_size=16).digest()
+            self._join(image_id, self._first_of_digest.setdefault(short, image_id))
         if split is not None:
             self._prescribed[image_id] = split
 
     def assign(self) -> dict[str, str]:
         """`{image_id: split}`; `SourceError` when images that belong together have different prescribed splits."""
+        splits = dict.fromkeys(self._groups, "")
         members: dict[Hashable, list[str]] = {}
         for image_id in self._groups:
-            members.setdefault(self._sets.find(("image", image_id)), []).append(image_id)
-        splits: dict[str, str] = {}
+            if image_id in self._sets:
+                members.setdefault(self._sets.find(image_id), []).append(image_id)
+            else:
+                splits[image_id] = self._prescribed.get(image_id) or self._by_hash([image_id])
         torn: list[list[str]] = []
         for images in members.values():
             prescribed = {self._prescribed[image] for image in images if image in self._prescribed}
@@ -90,7 +99,11 @@ class SplitAssigner:
             splits.update(dict.fromkeys(images, split))
         if torn:
             raise self._leak(torn)
-        return {image_id: splits[image_id] for image_id in self._groups}
+        return splits
+
+    def _join(self, one: str, other: str) -> None:
+        if one != other:
+            self._sets.join(one, other)
 
     def _by_hash(self, images: list[str]) -> str:
         groups = [group for image in images if (group := self._groups[image]) is not None]

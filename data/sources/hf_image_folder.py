@@ -11,7 +11,16 @@ from typing import Any
 from data.errors import SourceError
 from data.pairs import AttributeValue, ImageFile, ImageTextPair
 from data.sources.image_folder import EXTENSIONS, caption_from_name, image_names, printable
-from data.sources.rows import SPLIT_NAMES, distinct, image_inside, malformed, pair_of, parse_json, text_field
+from data.sources.rows import (
+    SPLIT_NAMES,
+    bounded_lines,
+    distinct,
+    image_inside,
+    malformed,
+    pair_of,
+    parse_json,
+    text_field,
+)
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_COLUMN = "file_name"
@@ -117,7 +126,8 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """`(place, row)` of a table, one row at a time."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            yield from _csv_rows(file, table) if table.suffix == ".csv" else _json_rows(file, table)
+            lines = bounded_lines(file, str(table))
+            yield from _csv_rows(lines, table) if table.suffix == ".csv" else _json_rows(lines, table)
     except UnicodeDecodeError as error:
         raise SourceError(
             f"UTF-8 text in {table}", f"byte {error.object[error.start]:#04x}", "save it as UTF-8"

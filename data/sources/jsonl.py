@@ -10,6 +10,7 @@ from data.errors import SourceError
 from data.pairs import AttributeValue, ImageTextPair
 from data.sources.rows import (
     attributes_of,
+    bounded_lines,
     captions_of,
     image_inside,
     malformed,
@@ -49,14 +50,14 @@ class Jsonl:
         """How many rows there are."""
         if self._length is None:
             with self.rows.open("rb") as file:
-                self._length = sum(1 for line in file if line.strip())
+                self._length = sum(1 for line in bounded_lines(file, str(self.rows)) if line.strip())
         return self._length
 
     def __iter__(self) -> Iterator[ImageTextPair]:
         """Pairs in the order of the file."""
         lines_of: dict[str, int] = {}
         with self.rows.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(bounded_lines(file, str(self.rows)), start=1):
                 if not line.strip():
                     continue
                 place = f"{self.rows}, line {number}"

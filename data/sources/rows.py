@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, AnyStr
 
 from data.errors import SourceError
 from data.pairs import AttributeValue, ImageBytes, ImageFile, ImageTextPair
@@ -27,6 +27,13 @@ SPLIT_NAMES = {
 
 # How tables call their captions, also numbered: `caption_1`, `caption_2` …
 CAPTION_NAMES = ("caption", "captions", "text", "title")
+
+# What Linux allows; longer ones cannot be looked up.
+MAX_NAME_BYTES = 255
+MAX_PATH_CHARACTERS = 2000
+
+# A longer line is no row of a table; read whole it would take that much memory.
+MAX_LINE_BYTES = 16 << 20
 
 
 def malformed(
@@ -72,6 +79,15 @@ def parse_json(text: str) -> Any:
         return json.loads(text, parse_constant=refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def bounded_lines(file: IO[AnyStr], place: str) -> Iterator[AnyStr]:
+    """The lines of a file; `SourceError` for one that is longer than any row, before it takes memory."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            received = "a longer one: is it one JSON array instead of an object a line?"
+            raise malformed(place, f"lines of at most {MAX_LINE_BYTES:,} bytes", received, "write one object a line")
+        yield line
 
 
 def rows_of(table: Mapping[str, Any], key: str, path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -131,6 +147,8 @@ def attributes_of(value: Any, place: str) -> dict[str, AttributeValue]:
         strings = isinstance(entry, list) and all(isinstance(item, str) for item in entry)
         if not (strings or isinstance(entry, str | int | float)) or (isinstance(entry, float) and math.isinf(entry)):
             raise malformed(place, f"text, a number, true, false or a list of texts in attribute {key!r}", entry)
+        if not all(_is_unicode(text) for text in (key, *(entry if strings else [entry])) if isinstance(text, str)):
+            raise malformed(place, "valid Unicode in 'attributes'", ascii({key: entry}))
         kept[key] = entry
     return kept
 
@@ -224,6 +242,9 @@ def image_inside(root: Path, name: str, place: str) -> ImageFile:
         )
     if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
         raise malformed(place, f"a path below {root}", name, "write the path relative to that directory, without '..'")
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in path.parts)
+    if longest > MAX_NAME_BYTES or len(name) > MAX_PATH_CHARACTERS:
+        raise malformed(place, f"a path of names of at most {MAX_NAME_BYTES} bytes", name)
     return ImageFile(root / path)
 
 

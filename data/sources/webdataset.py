@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import tarfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from data.sources.rows import malformed, pair_of, parse_json, splits_of_files, v
 
 # The parts of a sample that are read, by their extensions; a sample has one of each at most.
 PARTS = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "gif": 0, "txt": 1, "json": 2}
+ABSENT = (0, -1) * 3
 MAX_TEXT_BYTES = 1 << 20
 MAX_SHARDS = 100_000
 
@@ -161,7 +163,8 @@ def _choices(braces: str, pattern: str) -> list[str]:
 
 def _index(path: Path, name: str) -> _Shard:
     """Where every sample's parts lie, from the headers alone."""
-    places: dict[str, list[tuple[int, int]]] = {}
+    rows: dict[str, int] = {}
+    places = array("q")  # offset and size of each part of each sample
     for member in _members(path):
         split = _MEMBER.fullmatch(member.name.removeprefix("./"))
         number = PARTS.get(split["part"].lower()) if split else None
@@ -169,13 +172,16 @@ def _index(path: Path, name: str) -> _Shard:
             continue
         key = printable(split["key"])
         place = f"{path}, member {printable(member.name)}"
-        sample = places.setdefault(key, [(0, -1)] * 3)
-        if sample[number][1] >= 0:
+        row = rows.setdefault(key, len(rows))
+        if len(rows) * len(ABSENT) > len(places):
+            places.extend(ABSENT)
+        at = row * len(ABSENT) + 2 * number
+        if places[at + 1] >= 0:
             raise malformed(place, "one image, one .txt and one .json a key", "another", "give each image its own key")
         if number and member.size > MAX_TEXT_BYTES:
             raise malformed(place, f"at most {MAX_TEXT_BYTES:,} bytes of text", f"{member.size:,} bytes")
-        sample[number] = (member.offset_data, member.size)
-    return _Shard(path, name, "\0".join(places), np.array(list(places.values()), np.int64).reshape(-1, 3, 2))
+        places[at], places[at + 1] = member.offset_data, member.size
+    return _Shard(path, name, "\0".join(rows), np.array(places, np.int64).reshape(-1, 3, 2))
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
