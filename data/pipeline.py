@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.augmentation import (
+    Augmentation,
+    ImageVariation,
+    draw_variation,
+    drop_words,
+    may_be_mirrored,
+    varied_pixels,
+)
 from data.errors import ImageError, SourceError
-from data.images import ImagePreprocessing, load_pixels
+from data.images import ImagePreprocessing
 from data.pairs import ImageTextPair
 from data.text import CaptionTokenizer, clean_caption
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
+NO_AUGMENTATION = Augmentation()
+
 
 def batches(
     pairs: Sequence[ImageTextPair],
     preprocessing: ImagePreprocessing,
-    tokenizer: CaptionTokenizer,
+    tokenizer: CaptionTokenizer | None,
     batch_size: int,
     seed: int,
     epoch: int,
     start_batch: int = 0,
     shuffle: bool = True,
+    augmentation: Augmentation = NO_AUGMENTATION,
 ) -> tf.data.Dataset:
     """One epoch of dicts, every image once with one of its captions; the last batch may be smaller.
 
     `image` (B, S, S, 3) float32; `ids` and `mask` (B, L) int32, L the longest caption of the batch; `image_row` (B,)
-    int32, the image's position in `pairs`; `caption_group` (B,) int32, equal for equal cleaned captions, for the mask
-    of a multi-positive loss.
+    int32, the image's position in `pairs`; `caption` (B,) int32, which of its captions that have content; and
+    `caption_group` (B,) int32, equal for equal cleaned captions, for the mask of a multi-positive loss. Without a
+    tokenizer there are no `ids` and `mask`.
 
-    Order and choice of captions depend on `(seed, epoch)` alone (with `shuffle=False` the order is that of `pairs` and
-    the first caption is taken), so `start_batch=k` goes on exactly where k batches ended. `SourceError` for a pair
-    without a caption, or none at all; an image that cannot be decoded stops the iteration and is named.
+    Order, choice of captions and `augmentation` depend on `(seed, epoch)` and the row alone, so `start_batch=k` goes on
+    exactly where k batches ended. With `shuffle=False` the order is that of `pairs`, the first caption is taken and
+    nothing varies. `SourceError` for a pair without a caption, or none at all; an image that cannot be decoded stops
+    the iteration and is named.
     """
     import tensorflow as tf
 
@@ -43,33 +57,55 @@ def batches(
     choice = random.integers([len(own) for own in captions]) if shuffle else np.zeros(len(pairs), np.int64)
     order = random.permutation(len(pairs)) if shuffle else np.arange(len(pairs))
     rows = order[start_batch * batch_size :].astype(np.int32)
-    size = preprocessing.size
+    varied = augmentation if shuffle else NO_AUGMENTATION
+    # The first of a row's generators draws for its image, the second for its caption.
+    generator = functools.partial(_generator, seed, epoch)
 
     def load(row: np.ndarray) -> np.ndarray:
         pair = pairs[int(row)]
+        variation = ImageVariation()
+        if varied.of_images:
+            mirrored = varied.flip and may_be_mirrored(pair.captions)
+            variation = draw_variation(varied, mirrored, generator(int(row), 0))
         try:
-            return load_pixels(pair.image.read(), preprocessing)
+            return varied_pixels(pair.image.read(), preprocessing, variation)
         except ImageError as error:
             raise ValueError(f"image {pair.image_id}: {error}") from error
 
-    def tokenise(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        tokens = tokenizer.encode([captions[row][choice[row]] for row in batch])
-        group = np.array([groups[captions[row][choice[row]]] for row in batch], np.int32)
-        return tokens.ids, tokens.mask, group
+    def caption(row: int) -> str:
+        text = captions[row][choice[row]]
+        return drop_words(text, varied.word_dropout, generator(row, 1)) if varied.of_captions else text
+
+    def describe(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        group = [groups[captions[row][choice[row]]] for row in batch]
+        return choice[batch].astype(np.int32), np.array(group, np.int32)
+
+    def tokenise(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert tokenizer is not None
+        tokens = tokenizer.encode([caption(row) for row in batch])
+        return tokens.ids, tokens.mask
 
     def with_image(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         pixels = tf.numpy_function(load, [row], tf.float32, stateful=False)
+        size = preprocessing.size
         return tf.ensure_shape(pixels, (size, size, 3)), row
 
     def with_text(image: tf.Tensor, row: tf.Tensor) -> dict[str, tf.Tensor]:
-        ids, mask, group = tf.numpy_function(tokenise, [row], (tf.int32, tf.int32, tf.int32), stateful=False)
-        ids, mask = tf.ensure_shape(ids, (None, None)), tf.ensure_shape(mask, (None, None))
-        group = tf.ensure_shape(group, (None,))
-        return {"image": image, "ids": ids, "mask": mask, "image_row": row, "caption_group": group}
+        chosen, group = tf.numpy_function(describe, [row], (tf.int32, tf.int32), stateful=False)
+        batch = {"image": image, "image_row": row, "caption": chosen, "caption_group": group}
+        batch |= {name: tf.ensure_shape(batch[name], (None,)) for name in ("caption", "caption_group")}
+        if tokenizer is None:
+            return batch
+        ids, mask = tf.numpy_function(tokenise, [row], (tf.int32, tf.int32), stateful=False)
+        return {**batch, "ids": tf.ensure_shape(ids, (None, None)), "mask": tf.ensure_shape(mask, (None, None))}
 
     dataset = tf.data.Dataset.from_tensor_slices(rows)
     dataset = dataset.map(with_image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(batch_size).map(with_text).prefetch(tf.data.AUTOTUNE)
+
+
+def _generator(seed: int, epoch: int, row: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng((seed, epoch, row, purpose))
 
 
 def _captions(pairs: Sequence[ImageTextPair]) -> tuple[list[list[str]], dict[str, int]]:

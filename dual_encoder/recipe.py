@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from data.augmentation import Augmentation
 from data.errors import TrainingError
 from data.quiet_tensorflow import load_tensorflow
+from dual_encoder.fine_tuning import FineTuning
 
 if TYPE_CHECKING:
     from dual_encoder.losses import Objective
@@ -29,10 +31,16 @@ class TrainerConfig:
     """Settings of the training loop.
 
     `schedule` gives the learning rate; `weight_decay` is AdamW's, decoupled and multiplied by the rate, and spares
-    biases, norms and the scale unless `decay_all`. Training stops after `patience` epochs without a better `monitor`
-    (0: never), and the best epoch's weights are kept. With `chunk_size`, a batch goes through the towers that many rows
-    at a time and every row still meets every other in the objective (`gradient_cache`): memory of a small batch,
-    negatives of a large one, for a second forward pass. 0 is one pass.
+    biases, norms, the scale and embeddings of positions unless `decay_all`. Training stops after `patience` epochs
+    without a better `monitor` (0: never), and the best epoch's weights are kept.
+
+    With `chunk_size`, a batch goes through the towers that many rows at a time and every row still meets every other in
+    the objective (`gradient_cache`): memory of a small batch, negatives of a large one, for a second forward pass. 0 is
+    one pass.
+
+    With `average_decay` (0.999 is usual for long runs), an exponential moving average of the weights is what is
+    validated, kept and exported. `interpolate` gives shares of the way from the weights at the start to the best
+    epoch's (WiSE-FT): one is taken as it is, of several the one with the best `monitor` on the validation split.
     """
 
     schedule: Schedule
@@ -45,6 +53,9 @@ class TrainerConfig:
     patience: int = 10
     monitor: Literal["recall", "loss"] = "recall"
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    fine_tuning: FineTuning = FineTuning()
+    average_decay: float = 0.0
+    interpolate: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse settings with which no step can be taken."""
@@ -55,6 +66,12 @@ class TrainerConfig:
                 f"chunk_size {self.chunk_size}",
                 "correct the recipe or the command line",
             )
+        if not 0 <= self.average_decay < 1 or any(not 0 <= alpha <= 1 for alpha in self.interpolate):
+            raise TrainingError(
+                "an average_decay in [0, 1) and shares to interpolate in [0, 1]",
+                f"average_decay {self.average_decay}, interpolate {self.interpolate}",
+                "correct the recipe",
+            )
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,8 @@ class Recipe:
     `class_prototypes` adds the rows of the image backbone's classifier, paired with the names and descriptions of
     their classes, to the training pairs. `mirrored` adds the mirror image of each image as a second view. With
     `group_positives`, images of one group (near-duplicates, where the data set names them) match each other's captions
-    in a batch, as one image's do.
+    in a batch, as one image's do. `augmentation` varies images and captions from epoch to epoch, where the backbone
+    they go through trains.
     """
 
     name: str
@@ -74,6 +92,7 @@ class Recipe:
     class_prototypes: bool = False
     mirrored: bool = False
     group_positives: bool = False
+    augmentation: Augmentation = Augmentation()
     notes: dict[str, Any] = field(default_factory=dict)
 
     def with_settings(self, **settings: Any) -> Recipe:

@@ -32,7 +32,32 @@ class WarmupCosine:
         if step < warmup_steps:
             return self.peak * (step + 1) / warmup_steps
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return self.floor + (self.peak - self.floor) * (1 + math.cos(math.pi * progress)) / 2
+        return _half_cosine(self.peak, self.floor, progress)
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Up from `peak` / `start_divisor` to `peak`, then down to `peak` / `end_divisor`, both along a half cosine.
+
+    Smith & Topin 2017, arXiv:1708.07120, with fast.ai's cosines and defaults. The momentum is not cycled.
+    """
+
+    peak: float = 1e-3
+    warmup: float = 0.25  # share of all steps
+    start_divisor: float = 25.0
+    end_divisor: float = 1e5
+
+    def learning_rate(self, step: int, total_steps: int, validation_losses: Sequence[float]) -> float:
+        """See `Schedule`; the validation history is not used."""
+        warmup_steps = max(1, round(self.warmup * total_steps))
+        if step < warmup_steps:
+            return _half_cosine(self.peak / self.start_divisor, self.peak, step / warmup_steps)
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps))
+        return _half_cosine(self.peak, self.peak / self.end_divisor, progress)
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "class_prototypes": recipe.class_prototypes,
         "mirrored": recipe.mirrored,
         "group_positives": recipe.group_positives,
+        "augmentation": dataclasses.asdict(recipe.augmentation),
     }
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -23,6 +22,8 @@ from dual_encoder.gradient_cache import GradientCache
 from dual_encoder.losses import Matches, Objective
 from dual_encoder.model import DualEncoder
 from dual_encoder.recipe import TrainerConfig
+from dual_encoder.trained_model import TrainedModel
+from dual_encoder.weight_averaging import MovingAverage, best_interpolation, interpolated
 from dual_encoder.weights import load_weights, save_weights
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -39,6 +40,8 @@ class Progress:
     best_epoch: int = -1
     loss_sum: float = 0.0  # of this epoch so far
     finished: bool = False
+    alpha: float = 1.0  # how far the result lies from the weights at the start to the best epoch's (WiSE-FT)
+    alpha_scores: dict[str, float] = field(default_factory=dict)
 
     def waited(self) -> int:
         """Epochs since the best one."""
@@ -65,10 +68,11 @@ class Trainer:
         self.batches, self.validate = batches, validate
         self.directory, self.run_key = directory, run_key
         self.progress = Progress()
-        self.optimizer = self._optimizer()
-        self.optimizer.build(model.trainable_variables)
-        self.best = {name: np.asarray(variable) for name, variable in self._model_variables().items()}
-        self._step = self._cached_step() if config.chunk_size else tf.function(self._train_step, reduce_retracing=True)
+        self.trained = TrainedModel(model, config.fine_tuning)
+        self.optimizer = self.trained.optimizer(config, batches.steps_per_epoch)
+        self.average = MovingAverage(model.trainable_variables, config.average_decay)
+        self.start = self.best = self.trained.arrays()
+        self._step = self._new_step()
 
     def fit(self) -> Progress:
         """Train to the end, from the checkpoint if there is one, and leave the model with the best epoch's weights."""
@@ -79,11 +83,27 @@ class Trainer:
             while not self._done():
                 self._epoch(interrupted)
         writer.close()
-        self.progress.finished = True
-        self._save()
-        for name, variable in self._model_variables().items():
-            variable.assign(self.best[name])
+        if not self.progress.finished:
+            self._choose_interpolation()
+            self.progress.finished = True
+            self._save()
+        self.trained.assign(interpolated(self.start, self.best, self.progress.alpha))
         return self.progress
+
+    def _choose_interpolation(self) -> None:
+        """Decide how far to go from the start to the best epoch."""
+        state, sign = self.progress, self._monitor()[1]
+
+        def score(alpha: float) -> float:
+            self.trained.assign(interpolated(self.start, self.best, alpha))
+            return sign * float(self.validate()[self.config.monitor])
+
+        if self.config.interpolate:
+            trained = self.trained.arrays()
+            state.alpha, scores = best_interpolation(self.config.interpolate, score)
+            state.alpha_scores = {alpha: sign * value for alpha, value in scores.items()}
+            self.trained.assign(trained)  # what the checkpoint holds beside the best
+            say(f"{state.alpha:g} of the way from the start to the best epoch is kept")
 
     def _done(self) -> bool:
         stopped = self.config.patience and self.progress.waited() >= self.config.patience
@@ -93,12 +113,15 @@ class Trainer:
         state, steps = self.progress, self.batches.steps_per_epoch
         total = steps * self.config.epochs
         losses = [row["validation_loss"] for row in state.history]
+        if self.trained.unfreeze(state.epoch):
+            self._step = self._new_step()
         saved = time.monotonic()
         label = f"epoch {state.epoch + 1}/{self.config.epochs}"
         for batch in progress(self.batches.epoch(state.epoch, state.step), label, steps, state.step, quiet=True):
             done = state.epoch * steps + state.step
             self.optimizer.learning_rate.assign(self.config.schedule.learning_rate(done, total, losses))
             loss = float(self._step(batch))
+            self.average.update(done)
             if not np.isfinite(loss):
                 raise _not_finite("loss", loss, state.epoch)
             state.loss_sum += loss
@@ -114,7 +137,9 @@ class Trainer:
     def _end_epoch(self) -> None:
         state = self.progress
         loss = state.loss_sum / max(1, state.step)
-        figures = self.validate()
+        with self.average.in_place():
+            figures = self.validate()
+            weights = self.trained.arrays()
         if not np.isfinite(figures["loss"]):  # the last step may have spoiled the weights
             raise _not_finite("validation loss", figures["loss"], state.epoch)
         state.history.append(
@@ -128,7 +153,7 @@ class Trainer:
         )
         if self._improved():
             state.best_epoch = state.epoch
-            self.best = {name: np.asarray(variable) for name, variable in self._model_variables().items()}
+            self.best = weights
         row = state.history[-1]
         for name, value in row.items():
             tf.summary.scalar(name, value, step=state.epoch)
@@ -140,26 +165,31 @@ class Trainer:
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         self._save()
 
+    def _monitor(self) -> tuple[str, int]:
+        """The figure that chooses the best epoch, and 1 where more of it is better, else -1."""
+        return f"validation_{self.config.monitor}", 1 if self.config.monitor == "recall" else -1
+
     def _improved(self) -> bool:
-        name, sign = f"validation_{self.config.monitor}", 1 if self.config.monitor == "recall" else -1
+        name, sign = self._monitor()
         scores = [sign * row[name] for row in self.progress.history]
         return self.progress.best_epoch < 0 or scores[-1] > scores[self.progress.best_epoch]
 
+    def _new_step(self) -> Callable[[Mapping[str, Any]], Any]:
+        """A training step for what trains now."""
+        return self._cached_step() if self.config.chunk_size else tf.function(self._train_step, reduce_retracing=True)
+
     def _train_step(self, batch: Mapping[str, Any]) -> Any:
         with tf.GradientTape() as tape:
-            image, text = self._project(batch)
+            image, text = self.trained.project(batch)
             loss, scaled = self._loss(image, text, Matches.of_batch(batch))
-        self._apply(tape.gradient(scaled, self.model.trainable_variables))
+        self._apply(tape.gradient(scaled, self.trained.trainable))
         return loss
 
     def _cached_step(self) -> Callable[[Mapping[str, Any]], Any]:
         """A training step that holds the activations of `chunk_size` rows."""
-        model, config = self.model, self.model.config
-        running = [model.image_head, model.text_head]
-        running += [model.image_backbone] if config.image_backbone.trainable else []
-        running += [model.text_backbone] if config.text_backbone.trainable else []
-        states = [variable for part in running for variable in part.non_trainable_variables]
-        cache = GradientCache(self._project, self._loss, model.trainable_variables, states, self.config.chunk_size)
+        trained = self.trained
+        states = [variable for variable in trained.variables().values() if not variable.trainable]
+        cache = GradientCache(trained.project, self._loss, trained.trainable, states, self.config.chunk_size)
         apply = tf.function(self._apply)
 
         def step(batch: Mapping[str, Any]) -> Any:
@@ -176,53 +206,19 @@ class Trainer:
 
     def _apply(self, gradients: Sequence[Any]) -> None:
         """Move the weights; None is no gradient."""
-        variables = self.model.trainable_variables
         self.optimizer.apply_gradients(
             [
                 (tf.zeros_like(variable) if gradient is None else gradient, variable)
-                for gradient, variable in zip(gradients, variables, strict=True)
+                for gradient, variable in zip(gradients, self.trained.trainable, strict=True)
             ]
         )
         # Beyond its limit the scale would have no gradient and never come back.
         self.model.log_scale.assign(tf.minimum(self.model.log_scale, math.log(self.objective.max_scale)))
 
-    def _project(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Projections (B, D) of both sides, from cached features or through the backbones."""
-        model = self.model
-        if "image_features" in batch:
-            image = batch["image_features"]
-        else:
-            image = model.image_backbone(batch["image"], training=model.config.image_backbone.trainable)
-        if "text_features" in batch:
-            text = batch["text_features"]
-        else:
-            tokens = {"ids": batch["ids"], "mask": batch["mask"]}
-            text = model.text_backbone(tokens, training=model.config.text_backbone.trainable)
-        return model.image_head(image, training=True), model.text_head(text, training=True)
-
-    def _optimizer(self) -> keras.optimizers.Optimizer:
-        optimizer = keras.optimizers.AdamW(learning_rate=1e-3, weight_decay=self.config.weight_decay)
-        if not self.config.decay_all:
-            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "log_scale"])
-        if self.config.precision == "mixed_float16":
-            return keras.optimizers.LossScaleOptimizer(optimizer)
-        return optimizer
-
-    def _model_variables(self) -> dict[str, Any]:
-        """What training may change: weights, and the state of random generators; frozen backbones are left out."""
-        model, config = self.model, self.model.config
-        parts = {"image_head": model.image_head, "text_head": model.text_head}
-        if config.image_backbone.trainable:
-            parts["image_backbone"] = model.image_backbone
-        if config.text_backbone.trainable:
-            parts["text_backbone"] = model.text_backbone
-        named = {f"{part}/{i:04d}": v for part, layer in parts.items() for i, v in enumerate(layer.variables)}
-        bias = {} if model.logit_bias is None else {"logit_bias": model.logit_bias}
-        return {**named, "log_scale": model.log_scale, **bias}
-
     def _checkpoint_variables(self) -> dict[str, Any]:
-        optimizer = {f"optimizer/{i:04d}": variable for i, variable in enumerate(self.optimizer.variables)}
-        return {**{f"model/{name}": variable for name, variable in self._model_variables().items()}, **optimizer}
+        others = {"optimizer": self.optimizer.variables, "average": self.average.averages}
+        named = {f"{part}/{i:04d}": v for part, variables in others.items() for i, v in enumerate(variables)}
+        return {**{f"model/{name}": variable for name, variable in self.trained.variables().items()}, **named}
 
     def _save(self) -> None:
         best = {f"best/{name}": array for name, array in self.best.items()}

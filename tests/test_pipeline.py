@@ -56,6 +56,7 @@ def test_an_epoch_shows_every_image_once_with_one_of_its_captions() -> None:
             "ids": "int32",
             "mask": "int32",
             "image_row": "int32",
+            "caption": "int32",
             "caption_group": "int32",
         }
         for position, row in enumerate(batch["image_row"]):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dual_encoder.schedules import ReduceOnPlateau, WarmupCosine
+from dual_encoder.schedules import OneCycle, ReduceOnPlateau, WarmupCosine
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in Keras
 
@@ -33,6 +33,17 @@ def test_every_rate_is_positive_and_at_most_the_peak(total: int, warmup: float, 
 
 def test_steps_beyond_the_end_stay_at_the_floor() -> None:
     assert WarmupCosine(peak=1.0, floor=0.2).learning_rate(500, 100, []) == pytest.approx(0.2)
+
+
+def test_one_cycle_rises_and_falls_along_half_cosines() -> None:
+    schedule = OneCycle(peak=1.0, warmup=0.25, start_divisor=25, end_divisor=1e5)
+    rates = [schedule.learning_rate(step, 101, []) for step in range(101)]
+    start, end = 1 / 25, 1e-5
+    rising = [start + (1 - start) * (1 - math.cos(math.pi * step / 25)) / 2 for step in range(25)]
+    falling = [end + (1 - end) * (1 + math.cos(math.pi * step / 75)) / 2 for step in range(76)]
+    assert rates == pytest.approx(rising + falling)
+    assert schedule.learning_rate(5000, 101, []) == pytest.approx(end)
+    assert OneCycle(peak=0.3).learning_rate(0, 1, []) == pytest.approx(0.3 / 25)
 
 
 @pytest.mark.parametrize("patience", [1, 3])

@@ -84,6 +84,13 @@ class Classifier(Protocol):
         """Kernel `(F, C)` and bias `(C,)`, float32: features @ kernel + bias are the logits of ImageNet's classes."""
 
 
+class Layered(Protocol):
+    """What a backbone may offer so that its top can train alone: its layers in groups. Without it, it is one group."""
+
+    def layer_groups(self) -> dict[str, str]:
+        """Group → the layer of the built model whose output ends it, from input to output; the last ends anywhere."""
+
+
 def backbone_config(backbone: ImageBackbone | TextBackbone) -> dict[str, Any]:
     """A backbone's settings as JSON, read back by `backbone_from_config`.
 

@@ -115,6 +115,16 @@ class EfficientNetLite:
         model.trainable = self.trainable
         return model
 
+    def layer_groups(self) -> dict[str, str]:
+        """See `Layered`: the stem, the seven stages, and the last convolution with the pooling."""
+        ends = {"stem": "stem_bn_relu6"}
+        number = 0
+        for position, (_, blocks, _) in enumerate(_stages(VARIANTS[self.variant])):
+            number += blocks
+            # The shortcut's addition ends a stage of several blocks; a single block changes the width and has none.
+            ends[f"stage{position}"] = f"block{number - 1}_{'add' if blocks > 1 else 'project_bn'}"
+        return {**ends, "head": "features"}
+
     def classifier(self) -> tuple[np.ndarray, np.ndarray]:
         """Kernel `(1280, 1000)` and bias `(1000,)` float32 of the published ImageNet classifier."""
         tensors = self._published()

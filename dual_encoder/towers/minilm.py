@@ -56,14 +56,22 @@ class MiniLM:
         vocabulary = packaged_file(PACKAGE, "model/vocab.txt", VOCABULARY_SHA256)
         return CaptionTokenizer.wordpiece(vocabulary, self.max_tokens)
 
+    def layer_groups(self) -> dict[str, str]:
+        """See `Layered`: the embeddings and the six layers."""
+        return {name: f"after_{name}" for name in ("embeddings", *(f"layer{n}" for n in range(LAYERS)))}
+
     def build(self, load_weights: bool = True) -> keras.Model:
         """The encoder and its mean pooling."""
         import keras
 
         ids = keras.Input((None,), dtype="int32", name="ids")
         mask = keras.Input((None,), dtype="int32", name="mask")
-        tokens = {"token_ids": ids, "segment_ids": keras.ops.zeros_like(ids), "padding_mask": mask}
-        features = mean_over_mask(_encoder(DROPOUT if self.trainable else 0.0)(tokens), mask)
+        embeddings, layers = _encoder(DROPOUT if self.trainable else 0.0)
+        x = embeddings({"token_ids": ids, "segment_ids": keras.ops.zeros_like(ids)})
+        for end, layer in zip(self.layer_groups().values(), layers, strict=False):
+            # KerasHub has called its layers already; these mark where each group ends in this model.
+            x = layer(keras.layers.Identity(name=end)(x), padding_mask=mask)
+        features = mean_over_mask(x, mask)
         model = keras.Model({"ids": ids, "mask": mask}, features, name="minilm")
         if load_weights:
             from safetensors.numpy import load_file
@@ -74,8 +82,8 @@ class MiniLM:
         return model
 
 
-def _encoder(dropout: float) -> keras.Model:
-    """KerasHub's BERT from token ids to token outputs, with the exact GELU this model was trained with."""
+def _encoder(dropout: float) -> tuple[keras.Model, list[keras.Layer]]:
+    """KerasHub's BERT: its embeddings and its layers, with the exact GELU this model was trained with."""
     import keras
     from keras_hub.models import BertBackbone
 
@@ -91,7 +99,8 @@ def _encoder(dropout: float) -> keras.Model:
     for layer in bert.transformer_layers:
         # KerasHub hard-codes the tanh approximation, which moves embeddings by several 1e-4.
         layer._feedforward_intermediate_dense.activation = keras.activations.gelu
-    return keras.Model(bert.input, bert.output["sequence_output"], name="bert")
+    inputs = {name: bert.input[name] for name in ("token_ids", "segment_ids")}
+    return keras.Model(inputs, bert.embeddings_dropout.output, name="embeddings"), bert.transformer_layers
 
 
 # What the file holds and mean pooling does not use.

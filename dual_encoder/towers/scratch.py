@@ -44,6 +44,10 @@ class ScratchImage:
         """The whole image squeezed to a square, ImageNet's mean and deviation."""
         return ImagePreprocessing(size=self.size)
 
+    def layer_groups(self) -> dict[str, str]:
+        """See `Layered`: the stages."""
+        return {f"stage{stage}": f"stage{stage}_block{self.depth - 1}_add" for stage in range(self.stages)}
+
     def build(self, load_weights: bool = True) -> keras.Model:
         """Random weights either way; `keras.utils.set_random_seed` makes them repeatable."""
         import keras
@@ -104,6 +108,10 @@ class ScratchText:
     def tokenizer(self, captions: Callable[[], Iterable[str]]) -> CaptionTokenizer:
         """A WordPiece vocabulary learned from `captions`."""
         return CaptionTokenizer.trained(captions(), self.vocabulary_size, self.max_tokens)
+
+    def layer_groups(self) -> dict[str, str]:
+        """See `Layered`: the embedding and the layers."""
+        return {name: name for name in ("embedding", *(f"layer{number}" for number in range(self.layers)))}
 
     def build(self, load_weights: bool = True) -> keras.Model:
         """Random weights either way; `keras.utils.set_random_seed` makes them repeatable."""

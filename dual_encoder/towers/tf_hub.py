@@ -174,6 +174,7 @@ def _layer_class() -> type:
 
         def __init__(self, spec: Any, model: Any, output: str | None, name: str) -> None:
             super().__init__(dtype="float32", autocast=False, name=name)
+            self.run_as_inference = False  # set where batch normalisation must stand still while the rest trains
             self._compute = lambda inputs, training: _one_vector(_run(model, inputs, training), output)
             # The training call comes second: it may use more variables (moving averages) or give another graph.
             traces = [self._trace(spec, training) for training in (False, True)]
@@ -198,7 +199,7 @@ def _layer_class() -> type:
 
         def call(self, inputs: Any, training: bool = False) -> Any:
             """Strings or pixels to features; a frozen layer runs as in inference."""
-            return self._compute(inputs, bool(training) and self.trainable)
+            return self._compute(inputs, bool(training) and self.trainable and not self.run_as_inference)
 
         def compute_output_spec(self, inputs: Any, training: bool = False) -> Any:
             """Known from tracing the SavedModel."""
