@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from dual_encoder.optimizer import GroupedAdamW, VariableSettings, decays
 from dual_encoder.towers.efficientnet_lite import EfficientNetLite
@@ -79,3 +80,47 @@ def test_only_kernels_and_token_embeddings_of_the_towers_decay(backbone, decayed
 def test_scale_and_bias_of_the_logits_do_not_decay() -> None:
     for name in ("log_scale", "logit_bias"):
         assert not decays(keras.Variable(1.0, name=name))
+
+
+SHAPES = {"kernel": (3, 4), "bias": (4,), "embeddings": (5, 2)}
+
+
+def moved(optimizer: keras.optimizers.Optimizer, sparse: bool = False) -> list[np.ndarray]:
+    """Weights and moments after five steps; `sparse` gives the table's gradient by row, one row twice."""
+    weights = [keras.Variable(np.ones(shape, np.float32), name=name) for name, shape in SHAPES.items()]
+    optimizer.build(weights)
+    generator = np.random.default_rng(0)
+
+    @tf.function
+    def step(kernel, bias, rows):
+        table = tf.IndexedSlices(rows, tf.constant([3, 1, 3]), tf.constant([5, 2]))
+        optimizer.apply_gradients(
+            zip([kernel, bias, table if sparse else tf.convert_to_tensor(table)], weights, strict=True)
+        )
+
+    for number in range(5):
+        optimizer.learning_rate.assign(0.1 / (number + 1))
+        step(*(tf.constant(generator.normal(size=shape), tf.float32) for shape in ((3, 4), (4,), (3, 2))))
+    return [np.asarray(variable) for variable in (*weights, *optimizer.variables)]
+
+
+def test_it_moves_weights_and_moments_as_keras_does() -> None:
+    ours = moved(GroupedAdamW([VariableSettings(weight_decay=0.3)] * 3))
+    for found, expected in zip(ours, moved(keras.optimizers.AdamW(weight_decay=0.3)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_a_batch_uses_twice_moves_by_the_sum_of_its_gradients() -> None:
+    by_row, dense = (moved(GroupedAdamW([VariableSettings()] * 3), sparse) for sparse in (True, False))
+    for found, expected in zip(by_row, dense, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_loss_scale_of_float16_is_taken_out() -> None:
+    weights = [keras.Variable(np.ones(3, np.float32)) for _ in range(2)]
+    for weight, inner in zip(weights, (GroupedAdamW([VariableSettings()]), keras.optimizers.Adam()), strict=True):
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
+        optimizer.build([weight])
+        for _ in range(3):
+            optimizer.apply_gradients([(tf.constant([8.0, -4.0, 2.0]), weight)])
+    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-6)

@@ -31,6 +31,7 @@ FAMILIES = {
     "keras_applications": "dual_encoder.towers.keras_applications:KerasApplication",
     "scratch_image": "dual_encoder.towers.scratch:ScratchImage",
     "scratch_text": "dual_encoder.towers.scratch:ScratchText",
+    "vision_transformer": "dual_encoder.towers.vision_transformer:VisionTransformer",
 }
 
 # Fields of a backbone that may name a local SavedModel directory, and what a bundle that brings it along says instead.

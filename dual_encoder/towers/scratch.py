@@ -116,20 +116,16 @@ class ScratchText:
     def build(self, load_weights: bool = True) -> keras.Model:
         """Random weights either way; `keras.utils.set_random_seed` makes them repeatable."""
         import keras
-        from keras_hub.layers import TokenAndPositionEmbedding, TransformerEncoder
+        from keras_hub.layers import TokenAndPositionEmbedding
+
+        from dual_encoder.towers.transformer import TransformerBlock
 
         ids = keras.Input((None,), dtype="int32", name="ids")
         mask = keras.Input((None,), dtype="int32", name="mask")
         x = TokenAndPositionEmbedding(self.vocabulary_size, self.max_tokens, self.width, name="embedding")(ids)
         for number in range(self.layers):
-            x = TransformerEncoder(
-                4 * self.width,
-                self.heads,
-                dropout=self.dropout if self.trainable else 0.0,
-                activation="gelu",
-                normalize_first=True,
-                name=f"layer{number}",
-            )(x, padding_mask=mask)
+            dropout = self.dropout if self.trainable else 0.0
+            x = TransformerBlock(self.heads, dropout=dropout, name=f"block{number}")(x, padding_mask=mask)
         x = keras.layers.LayerNormalization(name="norm")(x)
         model = keras.Model({"ids": ids, "mask": mask}, mean_over_mask(x, mask), name="scratch_text")
         model.trainable = self.trainable
