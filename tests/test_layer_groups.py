@@ -14,16 +14,18 @@ from dual_encoder.towers.efficientnet_lite import EfficientNetLite
 from dual_encoder.towers.keras_applications import KerasApplication
 from dual_encoder.towers.minilm import MiniLM
 from dual_encoder.towers.scratch import ScratchImage, ScratchText
+from dual_encoder.towers.vision_transformer import VisionTransformer
 
 NORMS = keras.layers.BatchNormalization
 LITE = EfficientNetLite("lite0", trainable=True)
 TOWERS = [
     ScratchImage(size=16, width=8, stages=3, depth=1),
     ScratchText(vocabulary_size=50, width=16, layers=3, heads=2),
+    VisionTransformer(size=32, width=16, heads=2, layers=3),
     LITE,
     MiniLM(trainable=True),
 ]
-NAMES = ["scratch image", "scratch text", "lite0", "minilm"]
+NAMES = ["scratch image", "scratch text", "vision transformer", "lite0", "minilm"]
 
 
 def inputs_of(backbone):

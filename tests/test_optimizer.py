@@ -11,6 +11,7 @@ from dual_encoder.optimizer import GroupedAdamW, VariableSettings, decays
 from dual_encoder.towers.efficientnet_lite import EfficientNetLite
 from dual_encoder.towers.minilm import MiniLM
 from dual_encoder.towers.scratch import ScratchImage, ScratchText
+from dual_encoder.towers.vision_transformer import VisionTransformer
 
 
 def adamw(gradients: np.ndarray, rate: float, decay: float, weight: float = 1.0) -> list[float]:
@@ -63,17 +64,18 @@ def test_a_late_start_is_like_a_first_step() -> None:
         (EfficientNetLite(trainable=True), {"kernel"}, {"gamma", "beta"}),
         (ScratchImage(size=16, width=8), {"kernel"}, {"bias", "gamma", "beta"}),
         (ScratchText(vocabulary_size=50, width=16), {"kernel", "token_embedding"}, {"bias", "gamma", "beta"}),
+        (VisionTransformer(size=32, width=16, heads=2, layers=1), {"kernel"}, {"bias", "gamma", "beta"}),
         (MiniLM(trainable=True), {"kernel", "token_embedding"}, {"bias", "gamma", "beta", "segment_embedding"}),
     ],
-    ids=["lite0", "scratch image", "scratch text", "minilm"],
+    ids=["lite0", "scratch image", "scratch text", "vision transformer", "minilm"],
 )
 def test_only_kernels_and_token_embeddings_of_the_towers_decay(backbone, decayed: set, spared: set) -> None:
     found: dict[bool, set[str]] = {True: set(), False: set()}
     for variable in backbone.build(load_weights=False).trainable_variables:
         *_, parent, name = variable.path.split("/")
-        found[decays(variable)].add(parent if name == "embeddings" else name)
+        found[decays(variable)].add(parent if name == "embeddings" else name.rpartition("_")[2])
     assert found[True] == decayed
-    assert found[False] - {"position_embedding"} == spared
+    assert found[False] - {"position_embedding", "positions", "token"} == spared
     assert ("position_embedding" in found[False]) == ("token_embedding" in decayed)
 
 

@@ -125,7 +125,7 @@ class ScratchText:
         x = TokenAndPositionEmbedding(self.vocabulary_size, self.max_tokens, self.width, name="embedding")(ids)
         for number in range(self.layers):
             dropout = self.dropout if self.trainable else 0.0
-            x = TransformerBlock(self.heads, dropout=dropout, name=f"block{number}")(x, padding_mask=mask)
+            x = TransformerBlock(self.heads, dropout=dropout, name=f"layer{number}")(x, padding_mask=mask)
         x = keras.layers.LayerNormalization(name="norm")(x)
         model = keras.Model({"ids": ids, "mask": mask}, mean_over_mask(x, mask), name="scratch_text")
         model.trainable = self.trainable

@@ -56,6 +56,10 @@ class VisionTransformer:
         """The whole image squeezed to a square, ImageNet's mean and deviation."""
         return ImagePreprocessing(size=self.size)
 
+    def layer_groups(self) -> dict[str, str]:
+        """See `Layered`: the patches and the layers."""
+        return {name: name for name in ("patches", *(f"layer{number}" for number in range(self.layers)))}
+
     def build(self, load_weights: bool = True) -> keras.Model:
         """Random weights either way; `keras.utils.set_random_seed` makes them repeatable."""
         import keras
@@ -71,7 +75,7 @@ class VisionTransformer:
                 self.mlp_ratio,
                 self.activation,
                 dropout=self.dropout if self.trainable else 0.0,
-                name=f"block{number}",
+                name=f"layer{number}",
             )(x)
         norm = keras.layers.LayerNormalization(epsilon=1e-5, dtype="float32", name="norm")
         features = norm(x[:, 0]) if self.pooling == "class" else keras.ops.mean(norm(x), axis=1)
