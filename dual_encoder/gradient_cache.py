@@ -6,7 +6,7 @@ contrastive loss needs every row's embedding at once, but not every row's activa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -29,8 +29,9 @@ class GradientCache:
     put back in between; afterwards they stand as after one pass. A layer that looks across rows, such as batch
     normalisation in training, sees a chunk and not the batch.
 
-    `project(batch)` gives both sides' projections (B, D). `loss(image, text, positives)` gives the loss to report and
-    the one to differentiate, which may be scaled. `variables` are those of `project` and of `loss`.
+    To be called inside a `tf.function`. `project(batch)` gives both sides' projections (B, D). `loss(image, text,
+    positives)` gives the loss to report and the one to differentiate, which may be scaled. `variables` are those of
+    `project` and of `loss`.
     """
 
     def __init__(
@@ -43,43 +44,62 @@ class GradientCache:
     ) -> None:
         self.project, self.loss = project, loss
         self.variables, self.states, self.chunk_size = list(variables), list(states), chunk_size
-        # Steps of their own, one after another: inside one graph, chunks could run side by side and add up in memory.
-        self._embed = tf.function(project, reduce_retracing=True)
-        self._differentiate_loss = tf.function(self._loss_gradients, reduce_retracing=True)
-        self._differentiate_chunk = tf.function(self._chunk_gradients, reduce_retracing=True)
 
     def __call__(self, batch: Batch, positives: Matches) -> tuple[Tensor, list[Tensor]]:
         """The loss, float32, and its gradients in the order of `variables`; arrays of `batch` have B rows each."""
         before = [tf.identity(state) for state in self.states]
-        projections = [self._embed(chunk) for chunk in self._chunks(batch)]
-        image, text = (tf.concat(side, axis=0) for side in zip(*projections, strict=True))
-        loss, cached, gradients = self._differentiate_loss(image, text, positives)
+        image, text = self._embed(batch)
+        loss, cached, gradients = self._loss_gradients(image, text, positives)
         for state, value in zip(self.states, before, strict=True):
             state.assign(value)
-        for chunk, outputs in zip(self._chunks(batch), self._chunks(cached), strict=True):
-            parts = self._differentiate_chunk(chunk, outputs)
-            gradients = [tf.add(*pair) for pair in zip(gradients, parts, strict=True)]
-        return loss, gradients
+        return loss, self._add_chunks(batch, cached, gradients)
 
-    def _chunks(self, batch: Batch) -> Iterator[dict[str, Any]]:
-        rows = len(next(iter(batch.values())))
-        for start in range(0, rows, self.chunk_size):
-            yield {name: values[start : start + self.chunk_size] for name, values in batch.items()}
+    def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Projections (B, D) float32 of both sides, without what differentiation would need."""
+        count = self._chunks(batch)
+        store = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, None))
+        widths: list[int | None] = []
+
+        def add(number: Tensor, images: tf.TensorArray, texts: tf.TensorArray) -> tuple[Tensor, Any, Any]:
+            image, text = (tf.cast(side, tf.float32) for side in self.project(self._chunk(batch, number)))
+            widths[:] = [image.shape[-1]]
+            return number + 1, images.write(number, image), texts.write(number, text)
+
+        _, *stores = _one_by_one(count, add, [store, store])
+        image, text = (tf.ensure_shape(side.concat(), (None, widths[0])) for side in stores)
+        return image, text
 
     def _loss_gradients(
         self, image: Tensor, text: Tensor, positives: Matches
-    ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
         """The loss, its gradients by the projections, and by `variables`: the scale's, the bias's, otherwise zero."""
         with tf.GradientTape() as tape:
             tape.watch((image, text))
             loss, scaled = self.loss(image, text, positives)
         by_image, by_text, *others = self._dense(tape, scaled, [image, text, *self.variables])
-        return loss, {"image": by_image, "text": by_text}, others
+        return loss, (by_image, by_text), others
 
-    def _chunk_gradients(self, chunk: Batch, outputs: Mapping[str, Tensor]) -> list[Tensor]:
-        with tf.GradientTape() as tape:
-            image, text = self.project(chunk)
-        return self._dense(tape, [image, text], self.variables, [outputs["image"], outputs["text"]])
+    def _add_chunks(self, batch: Batch, cached: tuple[Tensor, Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """`gradients` and those of every chunk, its rows of the cache being the gradients of its output."""
+
+        def add(number: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
+            chunk = self._chunk({"image": cached[0], "text": cached[1]}, number)
+            with tf.GradientTape() as tape:
+                image, text = self.project(self._chunk(batch, number))
+            outputs = [tf.cast(chunk["image"], image.dtype), tf.cast(chunk["text"], text.dtype)]
+            parts = self._dense(tape, [image, text], self.variables, outputs)
+            return number + 1, *(tf.add(*pair) for pair in zip(sums, parts, strict=True))
+
+        _, *sums = _one_by_one(self._chunks(batch), add, gradients)
+        return sums
+
+    def _chunks(self, batch: Batch) -> Tensor:
+        rows = tf.shape(next(iter(batch.values())))[0]
+        return (rows + self.chunk_size - 1) // self.chunk_size
+
+    def _chunk(self, batch: Batch, number: Tensor) -> dict[str, Tensor]:
+        start = number * self.chunk_size
+        return {name: values[start : start + self.chunk_size] for name, values in batch.items()}
 
     @staticmethod
     def _dense(tape: tf.GradientTape, target: Any, sources: list[Any], outputs: Any = None) -> list[Tensor]:
@@ -89,3 +109,8 @@ class GradientCache:
             tf.zeros_like(source) if gradient is None else tf.convert_to_tensor(gradient)
             for gradient, source in zip(found, sources, strict=True)
         ]
+
+
+def _one_by_one(count: Tensor, step: Callable[..., Any], carried: list[Any]) -> Any:
+    """`step(number, *carried)` for each chunk; side by side, chunks would add up in memory."""
+    return tf.while_loop(lambda number, *_: number < count, step, (tf.constant(0), *carried), parallel_iterations=1)

@@ -1,7 +1,8 @@
 """Contrastive objectives over a batch of matching rows; knows no towers and no optimizer.
 
 Row i of `image` and row i of `text` match. Shapes: image (B, D), text (B, D), positives (B, B) bool, or `Matches`, from
-which an objective makes the rows of that mask as it needs them.
+which an objective makes the rows of that mask as it needs them. Every objective is a sum over rows; with `share`
+(i, n) it gives the part of the i-th of n equal shares of the rows, so that n replicas have the whole between them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from data.errors import TrainingError
 from dual_encoder.row_chunks import sum_over_rows
 
 Tensor = Any
+Share = tuple[int, int]
+WHOLE: Share = (0, 1)
 
 # Logit of a column that a row must not be compared with: its probability is exactly 0 in float32.
 LEFT_OUT = -1e9
@@ -107,7 +110,13 @@ class InfoNCE:
             )
 
     def __call__(
-        self, image: Tensor, text: Tensor, log_scale: Tensor, positives: Tensor | Matches, logit_bias: Tensor = None
+        self,
+        image: Tensor,
+        text: Tensor,
+        log_scale: Tensor,
+        positives: Tensor | Matches,
+        logit_bias: Tensor = None,
+        share: Share = WHOLE,
     ) -> Tensor:
         """Mean loss of a batch of un-normalised projections, a float32 scalar; there is no bias to learn."""
         image, text = l2_normalise(image), l2_normalise(text)
@@ -118,7 +127,7 @@ class InfoNCE:
             to_text = self._cross_entropy(rows, image, text, scale, positives)
             return to_text + self._cross_entropy(rows, text, image, scale, transposed)
 
-        total = sum_over_rows(both_directions, self.chunk_rows, image, text, scale)
+        total = sum_over_rows(both_directions, self.chunk_rows, image, text, scale, share=share)
         return total / (2 * _count(image))
 
     def _cross_entropy(
@@ -175,7 +184,13 @@ class SigmoidLoss:
     learns_scale: ClassVar[bool] = True
 
     def __call__(
-        self, image: Tensor, text: Tensor, log_scale: Tensor, positives: Tensor | Matches, logit_bias: Tensor
+        self,
+        image: Tensor,
+        text: Tensor,
+        log_scale: Tensor,
+        positives: Tensor | Matches,
+        logit_bias: Tensor,
+        share: Share = WHOLE,
     ) -> Tensor:
         """Loss of a batch of un-normalised projections, summed over pairs and divided by B, a float32 scalar."""
         image, text = l2_normalise(image), l2_normalise(text)
@@ -187,7 +202,8 @@ class SigmoidLoss:
             return -ops.sum(ops.log_sigmoid(answers * logits))
 
         bias = ops.convert_to_tensor(logit_bias, "float32")
-        return sum_over_rows(loss_of_rows, self.chunk_rows, image, text, scale, bias) / _count(image)
+        total = sum_over_rows(loss_of_rows, self.chunk_rows, image, text, scale, bias, share=share)
+        return total / _count(image)
 
 
 @dataclass(frozen=True)
@@ -206,7 +222,13 @@ class KerasExampleLoss:
     max_scale: ClassVar[float] = 1.0
 
     def __call__(
-        self, image: Tensor, text: Tensor, log_scale: Tensor, positives: Tensor | Matches, logit_bias: Tensor = None
+        self,
+        image: Tensor,
+        text: Tensor,
+        log_scale: Tensor,
+        positives: Tensor | Matches,
+        logit_bias: Tensor = None,
+        share: Share = WHOLE,
     ) -> Tensor:
         """Mean loss of a batch of un-normalised projections, a float32 scalar."""
         image, text = ops.cast(image, "float32"), ops.cast(text, "float32")
@@ -216,7 +238,9 @@ class KerasExampleLoss:
         targets = ops.softmax((caption_similarity + image_similarity) / (2 * self.temperature))
         captions_loss = _soft_cross_entropy(targets, logits)
         images_loss = _soft_cross_entropy(ops.transpose(targets), ops.transpose(logits))
-        return ops.mean((captions_loss + images_loss) / 2)
+        losses = (captions_loss + images_loss) / 2
+        total = sum_over_rows(lambda rows, losses: ops.sum(ops.take(losses, rows)), 0, losses, share=share)
+        return total / _count(image)
 
 
 def _soft_cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 from data.errors import BundleError, TrainingError
 from dual_encoder.losses import l2_normalise
 from dual_encoder.projection_head import AnchoredHead, Head, anchor, head_config, head_from_config
+from dual_encoder.replicas import is_mirrored
 from dual_encoder.towers import ImageBackbone, TextBackbone, backbone_config, backbone_from_config
 
 
@@ -113,8 +114,8 @@ class DualEncoder(keras.Model):
         return l2_normalise(self.text_head(features, training=False))
 
     def in_float32(self) -> DualEncoder:
-        """This model, or one with its weights that computes in float32: what is published and converted."""
-        if self.precision == "float32":
+        """This model, or one with its weights that computes in float32 on one device: for a bundle and conversion."""
+        if self.precision == "float32" and not is_mirrored(self.log_scale):
             return self
         twin = DualEncoder(self.config, load_weights=False, initial_bias=None if self.logit_bias is None else 0.0)
         for part, variables in self.parts().items():

@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, help="instead of the recipe's")
     parser.add_argument("--seed", type=int, help="of initial weights and shuffling (default: the recipe's)")
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"))
+    parser.add_argument("--devices", type=int, metavar="N", help="GPUs to train on (default: all that are visible)")
     parser.add_argument("--fresh", action="store_true", help="forget the checkpoint of an earlier run at BUNDLE.run")
     return parser
 
@@ -52,18 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = load_recipe(options.recipe).with_settings(
         epochs=options.epochs, batch_size=options.batch_size, seed=options.seed, precision=options.precision
     )
-    train(recipe, options.data, options.out, fresh=options.fresh)
+    train(recipe, options.data, options.out, fresh=options.fresh, devices=options.devices)
     return console.EXIT_OK
 
 
-def train(recipe: Recipe, data: str, out: Path, fresh: bool = False) -> Bundle:
-    """Train `recipe` on the source named `data` and write the bundle `out`; the run's files are in `out`.run."""
+def train(recipe: Recipe, data: str, out: Path, fresh: bool = False, devices: int | None = None) -> Bundle:
+    """Train `recipe` on the source named `data` and write the bundle `out`; the run's files are in `out`.run.
+
+    All visible GPUs take part, or the first `devices`, with the loss and gradients of one.
+    """
     load_tensorflow()
     from dual_encoder.bundle_model import check_replaceable, save_bundle
+    from dual_encoder.replicas import Replicas
     from dual_encoder.training_data import data_digest
     from dual_encoder.training_run import TrainingRun
 
     check_replaceable(out)
+    replicas = Replicas.on_gpus(devices)
     source = open_source(data)
     splits = split_pairs(source)
     digest = data_digest(splits, recipe.group_positives)
@@ -74,7 +80,7 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False) -> Bundle:
     elif (done := _finished(out, run_key)) is not None:
         console.say(f"{out} is the result of this same run: left as it is (--fresh trains again)")
         return done
-    run = TrainingRun(recipe, splits["train"], splits["validation"])
+    run = TrainingRun(recipe, splits["train"], splits["validation"], replicas)
     progress = run.fit(directory, run_key)
     figures = run.metrics()
     trained = {

@@ -22,6 +22,7 @@ from dual_encoder.gradient_cache import GradientCache
 from dual_encoder.losses import Matches, Objective
 from dual_encoder.model import DualEncoder
 from dual_encoder.recipe import TrainerConfig
+from dual_encoder.replicas import Replicas, equally_finite, gathered, share, total
 from dual_encoder.trained_model import TrainedModel
 from dual_encoder.weight_averaging import MovingAverage, best_interpolation, interpolated
 from dual_encoder.weights import load_weights, save_weights
@@ -51,7 +52,8 @@ class Progress:
 class Trainer:
     """Trains `model` on `batches`; `validate` gives figures after each epoch, "recall" and "loss" among them.
 
-    `run_key` names everything that decides the result; a checkpoint of another run is refused.
+    `run_key` names everything that decides the result; a checkpoint of another run is refused. With several `replicas`,
+    `model` was made in their scope; how many there are does not decide, so a run may go on with another number.
     """
 
     def __init__(
@@ -63,13 +65,16 @@ class Trainer:
         validate: Callable[[], Mapping[str, float]],
         directory: Path,
         run_key: str,
+        replicas: Replicas | None = None,
     ) -> None:
         self.model, self.objective, self.config = model, objective, config
         self.batches, self.validate = batches, validate
         self.directory, self.run_key = directory, run_key
         self.progress = Progress()
+        self.replicas = replicas or Replicas()
         self.trained = TrainedModel(model, config.fine_tuning)
-        self.optimizer = self.trained.optimizer(config, batches.steps_per_epoch)
+        with self.replicas.scope():
+            self.optimizer = self.trained.optimizer(config, batches.steps_per_epoch)
         self.average = MovingAverage(model.trainable_variables, config.average_decay)
         self.start = self.best = self.trained.arrays()
         self._step = self._new_step()
@@ -145,7 +150,7 @@ class Trainer:
         state.history.append(
             {
                 "loss": loss,
-                "learning_rate": float(self.optimizer.learning_rate),
+                "learning_rate": float(np.asarray(self.optimizer.learning_rate)),
                 "scale": float(np.exp(np.asarray(self.model.log_scale))),
                 **({} if self.model.logit_bias is None else {"bias": float(np.asarray(self.model.logit_bias))}),
                 **{f"validation_{name}": float(value) for name, value in figures.items()},
@@ -176,42 +181,42 @@ class Trainer:
 
     def _new_step(self) -> Callable[[Mapping[str, Any]], Any]:
         """A training step for what trains now."""
-        return self._cached_step() if self.config.chunk_size else tf.function(self._train_step, reduce_retracing=True)
+        self._cache = None
+        if self.config.chunk_size:
+            trained = self.trained
+            states = [variable for variable in trained.variables().values() if not variable.trainable]
+            self._cache = GradientCache(trained.project, self._loss, trained.trainable, states, self.config.chunk_size)
+        return self.replicas.function(self._train_step)
 
     def _train_step(self, batch: Mapping[str, Any]) -> Any:
-        with tf.GradientTape() as tape:
-            image, text = self.trained.project(batch)
-            loss, scaled = self._loss(image, text, Matches.of_batch(batch))
-        self._apply(tape.gradient(scaled, self.trained.trainable))
-        return loss
+        """One step with this replica's rows of the batch; the loss of all rows."""
+        matches = Matches.of_batch(batch)
+        if self._cache is not None:
+            loss, gradients = self._cache(batch, matches)
+        else:
+            with tf.GradientTape() as tape:
+                image, text = self.trained.project(batch)
+                loss, scaled = self._loss(image, text, matches)
+            gradients = tape.gradient(scaled, self.trained.trainable)
+        self._apply(gradients)
+        return total(loss)
 
-    def _cached_step(self) -> Callable[[Mapping[str, Any]], Any]:
-        """A training step that holds the activations of `chunk_size` rows."""
-        trained = self.trained
-        states = [variable for variable in trained.variables().values() if not variable.trainable]
-        cache = GradientCache(trained.project, self._loss, trained.trainable, states, self.config.chunk_size)
-        apply = tf.function(self._apply)
-
-        def step(batch: Mapping[str, Any]) -> Any:
-            loss, gradients = cache(batch, Matches.of_batch(batch))
-            apply(gradients)
-            return loss
-
-        return step
-
-    def _loss(self, image: Any, text: Any, positives: Matches) -> tuple[Any, Any]:
-        """The objective, and what is to be differentiated: the same, scaled for float16."""
-        loss = self.objective(image, text, self.model.log_scale, positives, self.model.logit_bias)
+    def _loss(self, image: Any, text: Any, matches: Matches) -> tuple[Any, Any]:
+        """This replica's share of the objective over all rows, and what is to be differentiated: scaled for float16."""
+        image, text, matches = gathered((image, text, matches))
+        loss = self.objective(image, text, self.model.log_scale, matches, self.model.logit_bias, share())
         return loss, self.optimizer.scale_loss(loss)
 
     def _apply(self, gradients: Sequence[Any]) -> None:
-        """Move the weights; None is no gradient."""
-        self.optimizer.apply_gradients(
-            [
-                (tf.zeros_like(variable) if gradient is None else gradient, variable)
-                for gradient, variable in zip(gradients, self.trained.trainable, strict=True)
-            ]
-        )
+        """Move the weights by the sum of all replicas' gradients; None is no gradient."""
+        variables = self.trained.trainable
+        gradients = [
+            tf.zeros_like(variable) if gradient is None else gradient
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
+        if self.config.precision == "mixed_float16":
+            gradients = equally_finite(gradients)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         # Beyond its limit the scale would have no gradient and never come back.
         self.model.log_scale.assign(tf.minimum(self.model.log_scale, math.log(self.objective.max_scale)))
 

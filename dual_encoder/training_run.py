@@ -30,6 +30,7 @@ from dual_encoder.metrics import retrieval_metrics
 from dual_encoder.model import DualEncoder, anchor_in_language, classifier_of
 from dual_encoder.projection_head import AnchoredHead
 from dual_encoder.recipe import Recipe
+from dual_encoder.replicas import Replicas
 from dual_encoder.towers import backbone_config
 from dual_encoder.trainer import Progress, Trainer
 from dual_encoder.training_data import CaptionTable, captioned, image_groups
@@ -55,19 +56,26 @@ class TrainingRun:
     pixels and tokens through the whole model.
     """
 
-    def __init__(self, recipe: Recipe, train: Sequence[ImageTextPair], validation: Sequence[ImageTextPair]) -> None:
-        self.recipe = recipe
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: Sequence[ImageTextPair],
+        validation: Sequence[ImageTextPair],
+        replicas: Replicas | None = None,
+    ) -> None:
+        self.recipe, self.replicas = recipe, replicas or Replicas()
         self.train = captioned(train, "train")
         held_out = captioned(validation, "validation")
         keras.utils.set_random_seed(recipe.trainer.seed)
         text_backbone = recipe.model.text_backbone
         self.tokenizer = text_backbone.tokenizer(lambda: (c for pair in self.train for c in pair.captions))
-        self.model = DualEncoder(
-            recipe.model,
-            recipe.objective.initial_scale,
-            precision=recipe.trainer.precision,
-            initial_bias=recipe.objective.initial_bias,
-        )
+        with self.replicas.scope():
+            self.model = DualEncoder(
+                recipe.model,
+                recipe.objective.initial_scale,
+                precision=recipe.trainer.precision,
+                initial_bias=recipe.objective.initial_bias,
+            )
         self.frozen: dict[str, FrozenBackbone] = {}
         for part in ("image_backbone", "text_backbone"):
             backbone = getattr(recipe.model, part)
@@ -81,7 +89,14 @@ class TrainingRun:
     def fit(self, directory: Path, run_key: str) -> Progress:
         """Train, or go on from the checkpoint in `directory`; the model ends with the best epoch's weights."""
         trainer = Trainer(
-            self.model, self.recipe.objective, self.recipe.trainer, self.batches, self._validate, directory, run_key
+            self.model,
+            self.recipe.objective,
+            self.recipe.trainer,
+            self.batches,
+            self._validate,
+            directory,
+            run_key,
+            self.replicas,
         )
         return trainer.fit()
 

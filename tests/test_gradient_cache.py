@@ -84,7 +84,7 @@ def cached(model, objective, batch, chunk_size: int):
         return value, value
 
     cache = GradientCache(projection(model), loss, model.trainable_variables, states_of(model), chunk_size)
-    return cache(batch, MATCHES)
+    return tf.function(cache)(batch, MATCHES)
 
 
 def assert_same(found, expected) -> None:
@@ -137,7 +137,7 @@ def test_what_a_forward_pass_changes_is_changed_once() -> None:
 
     cache = GradientCache(project, loss, [weight], [seen], chunk_size=2)
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
-    found, (by_weight,) = cache({"x": x}, MATCHES)
+    found, (by_weight,) = tf.function(cache)({"x": x}, MATCHES)
     assert float(seen) == 0.5 * x[:2].sum() + x[2:].sum()
     shift = np.repeat([x[:2].sum(), float(seen)], 2)[:, None]
     assert float(found) == pytest.approx(np.mean((x + shift - x) ** 2))
