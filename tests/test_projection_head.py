@@ -157,3 +157,15 @@ def test_unknown_kinds_and_settings_are_refused_by_name(config: dict, named: str
     with pytest.raises(BundleError) as refused:
         head_from_config(config)
     assert named in refused.value.received
+
+
+@pytest.mark.parametrize("templates", [(), ("a photo",), ("{name}", "{colour}"), ("{name",), ("{}",)])
+def test_templates_that_name_no_class_are_refused(templates: tuple[str, ...]) -> None:
+    with pytest.raises(BundleError, match="templates with"):
+        AnchoredHead(templates=templates)
+
+
+@pytest.mark.parametrize("settings", [{"top": 0}, {"temperature": 0.0}, {"temperature": float("nan")}])
+def test_a_bridge_that_keeps_nothing_is_refused(settings: dict) -> None:
+    with pytest.raises(BundleError, match="positive temperature"):
+        AnchoredHead(**settings)
