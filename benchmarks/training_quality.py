@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many, default 3")
     options = parser.parse_args(argv)
-    sources = [open_source(name) for name in options.data or _default_data()]
+    sources = [open_source(name) for name in options.data or default_data()]
     load_tensorflow()
     from dual_encoder.recipe import load_recipe
 
@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report.finish(options.json)
 
 
-def _default_data() -> list[str]:
+def default_data() -> list[str]:
+    """Where the data sets are that figures in the documents are of; `SourceError` where there are none."""
     root = Path(os.environ.get("DATASETS_DIR", "datasets"))
     missing = [root / name for name in ("openstax", "openclipart") if not (root / name).is_dir()]
     if missing:

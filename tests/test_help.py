@@ -17,6 +17,7 @@ TOOLS = (
     "serving.build_index",
     "serving.server",
     "serving.client",
+    "benchmarks.anchoring",
     "benchmarks.training_quality",
     "tools.demo",
 )
