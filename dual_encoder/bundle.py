@@ -7,14 +7,17 @@ calibration are added.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data.durable import changed_files, digest_json, directory_digests, write_json
+from data.durable import changed_files, digest_json, directory_digests, publish_directory, write_json
 from data.errors import BundleError
 from data.images import ImagePreprocessing
 from data.text import CaptionTokenizer
@@ -131,6 +134,34 @@ def _decides(name: str) -> bool:
     return name in (WEIGHTS, TOKENIZER) or name.startswith(f"{ASSETS}/")
 
 
+def package_versions() -> dict[str, str]:
+    """The packages that decide what a model computes, as they are now."""
+    return {package: importlib.metadata.version(package) for package in ("tensorflow", "keras", "pillow")}
+
+
+def with_figures(bundle: Bundle, metrics: Mapping[str, Any], card: str) -> Bundle:
+    """Put other figures and another card into a bundle, whole or not at all; its fingerprint stays.
+
+    The other files are linked, not copied, where the file system can.
+    """
+    with publish_directory(bundle.path) as directory:
+        for name in bundle.manifest["files"]:
+            if name not in (METRICS, CARD):
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(bundle.path / name, directory / name)
+        write_json(directory / METRICS, metrics)
+        (directory / CARD).write_text(card, "utf-8")
+        written = _write(directory, {**bundle.manifest, "files": directory_digests(directory)})
+    return Bundle(bundle.path, written.manifest)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
 def write_manifest(
     directory: Path,
     *,
@@ -143,8 +174,6 @@ def write_manifest(
     calibration: Calibration | None = None,
 ) -> Bundle:
     """Describe the files already in `directory` and give the model its fingerprint."""
-    import importlib.metadata
-
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
@@ -155,7 +184,7 @@ def write_manifest(
         "trained": dict(trained),
         **({} if calibration is None else {"calibration": calibration.to_config()}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {package: importlib.metadata.version(package) for package in ("tensorflow", "keras", "pillow")},
+        "versions": package_versions(),
         "files": directory_digests(directory, skip=frozenset({MANIFEST})),
     }
     manifest["fingerprint"] = fingerprint_of(manifest)

