@@ -74,7 +74,8 @@ class ImageTextPair:
 
     `image_id` is stable and unique within its source. Pairs of one `group` (near-duplicates, panels of one picture)
     never fall into different splits. `split` is set where the data set itself prescribes it. `digest` is the SHA-256 of
-    the image's bytes, or `unreadable:REASON`, once somebody has read them (`loading.with_digests`).
+    the image's bytes, or `unreadable:REASON`, once somebody has read them (`loading.with_digests`). `caption_weights`, 0
+    to 1 for each caption, say how far it is trusted to belong to the image; none is 1 for all.
     """
 
     image_id: str
@@ -84,6 +85,12 @@ class ImageTextPair:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     split: str | None = None
     digest: str | None = field(default=None, compare=False)
+    caption_weights: tuple[float, ...] = ()
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """How far each caption is trusted, 0 to 1."""
+        return self.caption_weights or (1.0,) * len(self.captions)
 
 
 @runtime_checkable

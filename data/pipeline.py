@@ -41,9 +41,10 @@ def batches(
     """One epoch of dicts, every image once with one of its captions; the last batch may be smaller.
 
     `image` (B, S, S, 3) float32; `ids` and `mask` (B, L) int32, L the longest caption of the batch; `image_row` (B,)
-    int32, the image's position in `pairs`; `caption` (B,) int32, which of its captions that have content; and
-    `caption_group` (B,) int32, equal for equal cleaned captions, for the mask of a multi-positive loss. Without a
-    tokenizer there are no `ids` and `mask`.
+    int32, the image's position in `pairs`; `caption` (B,) int32, which of its captions that have content;
+    `caption_group` (B,) int32, equal for equal cleaned captions, for the mask of a multi-positive loss; and `weight`
+    (B,) float32, how far the pair is trusted, where any pair has such weights. Without a tokenizer there are no `ids`
+    and `mask`.
 
     Order, choice of captions and `augmentation` depend on `(seed, epoch)` and the row alone, so `start_batch=k` goes on
     exactly where k batches ended. With `shuffle=False` the order is that of `pairs`, the first caption is taken and
@@ -60,6 +61,7 @@ def batches(
     varied = augmentation if shuffle else NO_AUGMENTATION
     # The first of a row's generators draws for its image, the second for its caption.
     generator = functools.partial(_generator, seed, epoch)
+    weights = _weights(pairs, choice)
 
     def load(row: np.ndarray) -> np.ndarray:
         pair = pairs[int(row)]
@@ -94,6 +96,8 @@ def batches(
         chosen, group = tf.numpy_function(describe, [row], (tf.int32, tf.int32), stateful=False)
         batch = {"image": image, "image_row": row, "caption": chosen, "caption_group": group}
         batch |= {name: tf.ensure_shape(batch[name], (None,)) for name in ("caption", "caption_group")}
+        if weights is not None:
+            batch["weight"] = tf.gather(weights, row)
         if tokenizer is None:
             return batch
         ids, mask = tf.numpy_function(tokenise, [row], (tf.int32, tf.int32), stateful=False)
@@ -106,6 +110,14 @@ def batches(
 
 def _generator(seed: int, epoch: int, row: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, row, purpose))
+
+
+def _weights(pairs: Sequence[ImageTextPair], choice: np.ndarray) -> np.ndarray | None:
+    """The weight (N,) float32 of the chosen caption of each pair; None where no pair has any."""
+    if not any(pair.caption_weights for pair in pairs):
+        return None
+    own = [[w for text, w in zip(p.captions, p.weights, strict=True) if clean_caption(text)] for p in pairs]
+    return np.array([weights[chosen] for weights, chosen in zip(own, choice, strict=True)], np.float32)
 
 
 def _captions(pairs: Sequence[ImageTextPair]) -> tuple[list[list[str]], dict[str, int]]:

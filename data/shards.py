@@ -1,8 +1,9 @@
 """Sharded TFRecords of image–text pairs with a JSON manifest; knows no source and decides no split.
 
 Each record is a `tf.train.Example` of bytes features `image` (encoded, as it came), `image_id`, `captions`, `group`,
-`attributes` (JSON), `split` and `sha256` (of the image), so any TensorFlow program can read it. Reading here needs no
-TensorFlow: records are walked in place, and an image is read from the middle of its shard when it is asked for.
+`attributes` (JSON), `split`, `sha256` (of the image) and, where captions have weights, `caption_weights` (as text), so
+any TensorFlow program can read it. Reading here needs no TensorFlow: records are walked in place, and an image is read
+from the middle of its shard when it is asked for.
 """
 
 from __future__ import annotations
@@ -165,6 +166,7 @@ def _example(pair: ImageTextPair, image: bytes, split: str) -> bytes:
         "attributes": [canonical_json(dict(pair.attributes))],
         "split": [split.encode()],
         "sha256": [] if pair.digest is None else [pair.digest.encode()],
+        **({"caption_weights": [repr(w).encode() for w in pair.caption_weights]} if pair.caption_weights else {}),
     }
     features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=value)) for name, value in values.items()}
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
@@ -187,6 +189,7 @@ def _pair(path: Path, start: int, record: bytes) -> ImageTextPair:
         json.loads(texts["attributes"][0]),
         texts["split"][0],
         next(iter(texts.get("sha256", [])), None),  # absent from shards of earlier versions
+        tuple(float(weight) for weight in texts.get("caption_weights", [])),
     )
 
 

@@ -25,7 +25,7 @@ class FeatureBatches:
     Shapes: each of `image_views` (N, F), `caption_features` (C, G); `captions_of[n]` lists the caption rows of image n.
     A batch holds "image_features" (B, F), "text_features" (B, G), "image_row" (B,) and "caption_group" (B,), where
     equal captions share a group; with `image_groups` (N,), numbers that near-duplicate images share, "image_group" (B,)
-    too.
+    too; with `caption_weights` (C,), how far each is trusted to belong to its image, "weight" (B,) float32.
     """
 
     def __init__(
@@ -37,11 +37,13 @@ class FeatureBatches:
         batch_size: int,
         seed: int,
         image_groups: Sequence[int] | None = None,
+        caption_weights: Sequence[float] | None = None,
     ) -> None:
         self.image_views, self.caption_features = image_views, caption_features
         self.captions_of = [np.asarray(rows, np.int64) for rows in captions_of]
         self.caption_groups = caption_groups(captions)
         self.image_groups = None if image_groups is None else np.asarray(image_groups, np.int32)
+        self.caption_weights = None if caption_weights is None else np.asarray(caption_weights, np.float32)
         self.batch_size = min(batch_size, len(self.captions_of))
         self.seed = seed
         # The last, smaller batch of an epoch is left out; another shuffle brings its rows back in the next epoch.
@@ -67,6 +69,7 @@ class FeatureBatches:
                 "image_row": images.astype(np.int32),
                 "caption_group": self.caption_groups[chosen],
                 **({} if self.image_groups is None else {"image_group": self.image_groups[images]}),
+                **({} if self.caption_weights is None else {"weight": self.caption_weights[chosen]}),
             }
 
 

@@ -28,16 +28,20 @@ LEFT_OUT = -1e9
 class Matches(NamedTuple):
     """Which rows of a batch match, by what they show: (B,) int each, equal numbers for the same thing.
 
-    `images` numbers images, or groups of near-duplicates; `captions` numbers caption texts.
+    `images` numbers images, or groups of near-duplicates; `captions` numbers caption texts. `weights` (B,) float32, at
+    least 0, say how far each row is trusted to match at all: how much it counts in the mean over anchors, in both
+    directions. It stays a negative of the others, which it is whatever it matches. None is 1 for all.
     """
 
     images: Tensor
     captions: Tensor
+    weights: Tensor | None = None
 
     @classmethod
     def of_batch(cls, batch: Mapping[str, Tensor]) -> Matches:
-        """By "image_group" where a batch has it, else "image_row", and by "caption_group"."""
-        return cls(batch["image_group"] if "image_group" in batch else batch["image_row"], batch["caption_group"])
+        """By "image_group" where a batch has it, else "image_row", "caption_group", and "weight" where it has one."""
+        images = batch["image_group"] if "image_group" in batch else batch["image_row"]
+        return cls(images, batch["caption_group"], batch.get("weight"))
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """`(R, B)` bool: entry (i, j) says that image `rows[i]` and caption j match."""
@@ -123,17 +127,20 @@ class InfoNCE:
         scale = ops.exp(ops.minimum(log_scale, math.log(self.max_scale)))
         transposed = positives if isinstance(positives, Matches) else ops.transpose(positives)
 
+        weights = _weights(positives, image)
+
         def both_directions(rows: Tensor, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
             to_text = self._cross_entropy(rows, image, text, scale, positives)
-            return to_text + self._cross_entropy(rows, text, image, scale, transposed)
+            to_image = self._cross_entropy(rows, text, image, scale, transposed)
+            return ops.sum(ops.take(weights, rows) * (to_text + to_image))
 
         total = sum_over_rows(both_directions, self.chunk_rows, image, text, scale, share=share)
-        return total / (2 * _count(image))
+        return total / (2 * _total(weights))
 
     def _cross_entropy(
         self, rows: Tensor, anchors: Tensor, others: Tensor, scale: Tensor, positives: Tensor | Matches
     ) -> Tensor:
-        """Sum over `rows` (R,) of the cross-entropy of `anchors` against all of `others`."""
+        """Cross-entropy (R,) of the `anchors` of `rows` (R,) against all of `others`."""
         diagonal = ops.expand_dims(rows, 1) == ops.expand_dims(ops.arange(ops.shape(others)[0]), 0)
         matching = ops.logical_or(_mask_of_rows(positives, rows), diagonal)
         negative = ops.logical_not(matching)
@@ -145,8 +152,8 @@ class InfoNCE:
         weighted = logits + self._log_weights(logits, negative) if self.hard_negatives else logits
         normaliser = ops.logsumexp(weighted, axis=-1, keepdims=True)
         if not (self.multi_positive or self.label_smoothing or self.soft_targets):  # one target a row: no table of them
-            hit = ops.sum(ops.take(anchors, rows, axis=0) * ops.take(others, rows, axis=0), axis=-1, keepdims=True)
-            return ops.sum(normaliser - scale * hit)
+            hit = ops.sum(ops.take(anchors, rows, axis=0) * ops.take(others, rows, axis=0), axis=-1)
+            return ops.squeeze(normaliser, -1) - scale * hit
 
         log_probabilities = logits - normaliser
 
@@ -156,7 +163,7 @@ class InfoNCE:
         if self.soft_targets:
             own = scale * (_similarities(anchors, anchors, rows) + _similarities(others, others, rows)) / 2
             target += self.soft_targets * ops.stop_gradient(ops.softmax(ops.where(compared, own, LEFT_OUT), axis=-1))
-        return -ops.sum(ops.where(compared, target * log_probabilities, 0.0))
+        return -ops.sum(ops.where(compared, target * log_probabilities, 0.0), axis=-1)
 
     def _log_weights(self, logits: Tensor, negative: Tensor) -> Tensor:
         """Logarithm of exp(beta l) over its mean among a row's negatives; 0 for other columns."""
@@ -172,8 +179,9 @@ class SigmoidLoss:
 
     Every image–caption pair of the batch is a yes-or-no question of its own. The bias starts low because most answers
     are no. All positives are answered yes, accidental hits too, where the paper has only the diagonal. A batch with
-    every row written k times has k times the loss and the gradient. `max_scale` guards against overflow; the paper has
-    no limit. Rows are compared `chunk_rows` at a time, so that memory grows with B and not with B².
+    every row written k times has k times the loss and the gradient. Where rows have weights, a question weighs the mean
+    of those of its image and its caption. `max_scale` guards against overflow; the paper has no limit. Rows are
+    compared `chunk_rows` at a time, so that memory grows with B and not with B².
     """
 
     initial_scale: float = 10.0
@@ -195,15 +203,19 @@ class SigmoidLoss:
         """Loss of a batch of un-normalised projections, summed over pairs and divided by B, a float32 scalar."""
         image, text = l2_normalise(image), l2_normalise(text)
         scale = ops.exp(ops.minimum(log_scale, math.log(self.max_scale)))
+        weights = _weights(positives, image)
 
         def loss_of_rows(rows: Tensor, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
             logits = scale * _similarities(image, text, rows) + bias  # (R, B)
             answers = ops.where(_mask_of_rows(positives, rows), 1.0, -1.0)
-            return -ops.sum(ops.log_sigmoid(answers * logits))
+            losses = -ops.log_sigmoid(answers * logits)
+            by_image = ops.take(weights, rows) * ops.sum(losses, axis=-1)
+            by_caption = ops.matmul(losses, weights)  # no (R, B) table of weights
+            return ops.sum(by_image + by_caption) / 2
 
         bias = ops.convert_to_tensor(logit_bias, "float32")
         total = sum_over_rows(loss_of_rows, self.chunk_rows, image, text, scale, bias, share=share)
-        return total / _count(image)
+        return total / _total(weights)
 
 
 @dataclass(frozen=True)
@@ -211,7 +223,8 @@ class KerasExampleLoss:
     """The loss of the Keras example "Natural language image search with a Dual Encoder" (Salama, 2021), unchanged.
 
     Raw dot products at a fixed temperature against soft targets made of both sides' own similarities. It ignores the
-    learned scale and the mask of positives. Kept as the baseline that other objectives are compared with.
+    learned scale and the mask of positives, not the weights of rows. Kept as the baseline that other objectives are
+    compared with.
     """
 
     temperature: float = 0.05
@@ -238,9 +251,10 @@ class KerasExampleLoss:
         targets = ops.softmax((caption_similarity + image_similarity) / (2 * self.temperature))
         captions_loss = _soft_cross_entropy(targets, logits)
         images_loss = _soft_cross_entropy(ops.transpose(targets), ops.transpose(logits))
-        losses = (captions_loss + images_loss) / 2
+        weights = _weights(positives, image)
+        losses = weights * (captions_loss + images_loss) / 2
         total = sum_over_rows(lambda rows, losses: ops.sum(ops.take(losses, rows)), 0, losses, share=share)
-        return total / _count(image)
+        return total / _total(weights)
 
 
 def _soft_cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
@@ -268,8 +282,17 @@ def _evenly(columns: Tensor) -> Tensor:
     return columns / ops.sum(columns, axis=-1, keepdims=True)
 
 
-def _count(rows: Tensor) -> Tensor:
-    return ops.cast(ops.shape(rows)[0], "float32")
+def _weights(positives: Tensor | Matches, rows: Tensor) -> Tensor:
+    """The weight of each row (B,) float32, constants to gradients."""
+    weights = positives.weights if isinstance(positives, Matches) else None
+    if weights is None:
+        return ops.ones(ops.shape(rows)[:1], "float32")
+    return ops.stop_gradient(ops.cast(weights, "float32"))
+
+
+def _total(weights: Tensor) -> Tensor:
+    """What a weighted sum is divided by; a batch without any weight has no loss."""
+    return ops.maximum(ops.sum(weights), 1e-6)
 
 
 Objective = InfoNCE | SigmoidLoss | KerasExampleLoss

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data import console
 from data.durable import digest_json
 from data.errors import BundleError, SourceError
+from data.quarantine import Quarantine, add_quarantine_options, chosen_quarantine
 from data.quiet_tensorflow import load_tensorflow
 from data.sources import SOURCE_HELP, open_source
 from data.splits import split_pairs
@@ -24,6 +25,7 @@ from dual_encoder.model_card import data_licences, model_card
 from dual_encoder.recipe import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
+    from data.pairs import ImageTextPair, PairSource
     from dual_encoder.calibration import Calibration
     from dual_encoder.trainer import Progress
     from dual_encoder.training_run import TrainingRun
@@ -52,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of initial weights and shuffling (default: the recipe's)")
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"))
     parser.add_argument("--devices", type=int, metavar="N", help="GPUs to train on (default: all that are visible)")
+    add_quarantine_options(parser)
     parser.add_argument("--fresh", action="store_true", help="forget the checkpoint of an earlier run at BUNDLE.run")
     return parser
 
@@ -61,18 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     recipe = None if options.recipe == AUTO else load_recipe(options.recipe)
     settings = {name: getattr(options, name) for name in ("epochs", "batch_size", "seed", "precision")}
-    train(recipe, options.data, options.out, fresh=options.fresh, devices=options.devices, **settings)
+    run = {"fresh": options.fresh, "devices": options.devices, "quarantine": chosen_quarantine(options)}
+    train(recipe, options.data, options.out, **run, **settings)
     return console.EXIT_OK
 
 
 def train(
-    recipe: Recipe | None, data: str, out: Path, fresh: bool = False, devices: int | None = None, **settings: Any
+    recipe: Recipe | None,
+    data: str,
+    out: Path,
+    fresh: bool = False,
+    devices: int | None = None,
+    quarantine: Quarantine | None = None,
+    **settings: Any,
 ) -> Bundle:
     """Train on the source named `data` and write the bundle `out`; the run's files are in `out`.run.
 
     Without a recipe, one is chosen for the data and the machine. `settings` of the trainer, where they are not None,
     take the place of the recipe's. All visible GPUs take part, or the first `devices`, with the loss and gradients of
-    one.
+    one. `quarantine` changes the train and validation splits.
     """
     load_tensorflow()
     from dual_encoder.bundle_model import check_replaceable, save_bundle
@@ -84,7 +94,8 @@ def train(
     check_replaceable(out)
     replicas = Replicas.on_gpus(devices)
     source = open_source(data)
-    splits = split_pairs(source)
+    splits = _splits(source, quarantine)
+    cleaning = {} if quarantine is None else {"quarantine": quarantine.to_config()}
     directory = out.resolve().with_name(out.resolve().name + ".run")
     if fresh:
         shutil.rmtree(directory, ignore_errors=True)
@@ -94,7 +105,7 @@ def train(
         recipe, choices = recipe_for(splits, machine, directory)
     recipe = recipe.with_settings(**settings)
     digest = data_digest(splits, recipe.group_positives)
-    run_key = digest_json({"recipe": describe(recipe), "data": digest})
+    run_key = digest_json({"recipe": describe(recipe), "data": digest, **cleaning})
     if not fresh and (done := _finished(out, run_key)) is not None:
         console.say(f"{out} is the result of this same run: left as it is (--fresh trains again)")
         return done
@@ -115,6 +126,7 @@ def train(
         "machine": dataclasses.asdict(machine),
         "seconds": round(time.monotonic() - began, 1),
         **({"choices": choices} if choices else {}),
+        **cleaning,
     }
     name = f"{recipe.name} {digest[:8]}"
     bundle = save_bundle(
@@ -151,6 +163,13 @@ def _calibration(run: TrainingRun) -> Calibration | None:
     except SourceError as error:
         console.say(f"scores are not calibrated: that takes {error.expected}, and there are {error.received}")
         return None
+
+
+def _splits(source: PairSource, quarantine: Quarantine | None) -> dict[str, list[ImageTextPair]]:
+    """The splits of a source, without what a quarantine leaves out."""
+    if quarantine is None:
+        return split_pairs(source)
+    return quarantine.of_splits(split_pairs(pair for pair in source if quarantine.admits(pair)))
 
 
 def _finished(out: Path, run_key: str) -> Bundle | None:

@@ -14,16 +14,23 @@ from data.text import clean_caption
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Captions of a list of images, flat: caption c belongs to image `image_row[c]`."""
+    """Captions of a list of images, flat: caption c belongs to image `image_row[c]`, trusted as `weights[c]` says."""
 
     captions: list[str]
     image_row: list[int]
+    weights: list[float]
 
     @classmethod
     def of(cls, pairs: Sequence[ImageTextPair]) -> CaptionTable:
         """Every caption that has content, in the order of the images."""
-        flat = [(caption, row) for row, pair in enumerate(pairs) for caption in pair.captions if clean_caption(caption)]
-        return cls([caption for caption, _ in flat], [row for _, row in flat])
+        flat = [
+            (caption, row, weight)
+            for row, pair in enumerate(pairs)
+            for caption, weight in zip(pair.captions, pair.weights, strict=True)
+            if clean_caption(caption)
+        ]
+        captions, rows, weights = (list(column) for column in zip(*flat, strict=True)) if flat else ([], [], [])
+        return cls(captions, rows, weights)
 
     def rows_of_images(self, images: int) -> list[list[int]]:
         """For each image, the positions of its captions."""
@@ -53,10 +60,15 @@ def image_groups(pairs: Sequence[ImageTextPair]) -> list[int]:
 
 
 def data_digest(splits: dict[str, list[ImageTextPair]], groups: bool = False) -> str:
-    """What names the pairs that a run saw: ids, image contents, captions and splits, and `groups` where they decide."""
+    """What names the pairs that a run saw: ids, image contents, captions, their weights, splits, and `groups` where they
+    decide.
+    """
     return digest_json(
         {
-            name: [[p.image_id, p.digest, *([p.group] if groups else []), *p.captions] for p in with_digests(pairs)]
+            name: [
+                [p.image_id, p.digest, *([p.group] if groups else []), *p.captions, *map(repr, p.caption_weights)]
+                for p in with_digests(pairs)
+            ]
             for name, pairs in splits.items()
         }
     )

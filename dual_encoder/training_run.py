@@ -226,8 +226,18 @@ class TrainingRun:
         groups = self._image_groups()
         if groups is not None:  # prototypes are groups of their own
             groups += range(len(groups), len(captions_of))
+        weights = table.weights + [1.0] * (len(captions) - len(table.captions))
         config = recipe.trainer
-        return FeatureBatches(views, features, captions_of, captions, config.batch_size, config.seed, groups)
+        return FeatureBatches(
+            views,
+            features,
+            captions_of,
+            captions,
+            config.batch_size,
+            config.seed,
+            groups,
+            weights if min(weights) < 1 else None,
+        )
 
     def _image_groups(self) -> list[int] | None:
         return image_groups(self.train) if self.recipe.group_positives else None

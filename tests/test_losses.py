@@ -346,13 +346,15 @@ def test_an_accidental_hit_is_a_yes_to_the_sigmoid_loss() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize(("graph", "weights"), [(False, None), (True, None), (True, [1.0, 0.3, 2, 0, 0.5, 1])])
 def test_chunks_of_rows_change_neither_value_nor_gradient(
-    objective: InfoNCE | SigmoidLoss, chunk: int, graph: bool
+    objective: InfoNCE | SigmoidLoss, chunk: int, graph: bool, weights: list[float] | None
 ) -> None:
     image, text, _ = batch()
     # A caption shared by two images whose numbers differ, an image shared by two captions.
-    matches = Matches(tf.constant([9, 1, 2, 9, 4, 5]), tf.constant([0, 7, 7, 3, 4, 5]))
+    matches = Matches(
+        tf.constant([9, 1, 2, 9, 4, 5]), tf.constant([0, 7, 7, 3, 4, 5]), weights and tf.constant(weights)
+    )
     whole = dataclasses.replace(objective, chunk_rows=0)
     expected, wanted = value_and_gradients(whole, image, text, 2.0, matches, -3.0)
     parted = dataclasses.replace(objective, chunk_rows=chunk)
@@ -374,6 +376,90 @@ def test_chunks_of_rows_change_neither_value_nor_gradient(
             assert one is None or not np.any(one)
         else:
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+# Rows 0 and 3 show one image, rows 1 and 2 have one caption.
+IMAGES, CAPTIONS = np.array([9, 1, 2, 9, 4, 5]), np.array([0, 7, 7, 3, 4, 5])
+WEIGHTS = np.array([1.0, 0.25, 3.0, 0.0, 0.5, 1.0])
+
+
+def weighted(weights: np.ndarray | None) -> Matches:
+    return Matches(IMAGES, CAPTIONS, None if weights is None else np.float32(weights))
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, KerasExampleLoss()], ids=str)
+def test_a_row_s_weight_is_its_share_of_the_mean_of_both_directions(objective) -> None:
+    """The loss is linear in the shares: that of any weights is the mean of the losses of one row at a time."""
+    image, text, _ = batch()
+    loss, gradients = value_and_gradients(objective, image, text, 2.0, weighted(WEIGHTS), -3.0)
+    single = [value_and_gradients(objective, image, text, 2.0, weighted(row), -3.0) for row in np.eye(6)]
+    shares = WEIGHTS / WEIGHTS.sum()
+    assert loss == pytest.approx(sum(share * one for share, (one, _) in zip(shares, single, strict=True)), rel=1e-5)
+    for number, gradient in enumerate(gradients):
+        if gradient is not None:
+            mean = sum(share * parts[number] for share, (_, parts) in zip(shares, single, strict=True))
+            np.testing.assert_allclose(gradient, mean, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, KerasExampleLoss()], ids=str)
+def test_equal_weights_are_no_weights(objective) -> None:
+    image, text, _ = batch()
+    expected, wanted = value_and_gradients(objective, image, text, 2.0, weighted(None), -3.0)
+    for weight in (1.0, 0.125, 40.0):
+        loss, found = value_and_gradients(objective, image, text, 2.0, weighted(np.full(6, weight)), -3.0)
+        assert loss == pytest.approx(expected, rel=1e-5)
+        for one, other in zip(found, wanted, strict=True):
+            if other is not None:
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_weighted_losses_and_gradients_equal_the_reference() -> None:
+    image, text, mask = batch()
+    scale, bias, weights = math.log(4), -2.0, WEIGHTS / WEIGHTS.sum()
+
+    def info_nce_of(i: np.ndarray, t: np.ndarray) -> float:
+        """Each row's cross-entropy over its allowed columns, by both tables, written out."""
+        logits, total = math.exp(scale) * unit(i) @ unit(t).T, 0.0
+        for table, matches in ((logits, mask), (logits.T, mask.T)):
+            for row in range(6):
+                allowed = [column for column in range(6) if column == row or not matches[row, column]]
+                total += weights[row] * (np.log(np.exp(table[row, allowed]).sum()) - table[row, row]) / 2
+        return total
+
+    def sigmoid_of(i: np.ndarray, t: np.ndarray) -> float:
+        answers = np.where(mask, 1, -1) * (math.exp(scale) * unit(i) @ unit(t).T + bias)
+        return float(((weights[:, None] + weights[None, :]) / 2 * np.log1p(np.exp(-answers))).sum())
+
+    for objective, reference in ((InfoNCE(), info_nce_of), (SigmoidLoss(), sigmoid_of)):
+        loss, found = value_and_gradients(objective, image, text, scale, weighted(WEIGHTS), bias)
+        assert loss == pytest.approx(reference(image, text), rel=1e-5)
+        by_image = numeric_gradient(lambda i, f=reference: f(i, text), image)
+        by_text = numeric_gradient(lambda t, f=reference: f(image, t), text)
+        np.testing.assert_allclose(found[0], by_image, atol=2e-5)
+        np.testing.assert_allclose(found[1], by_text, atol=2e-5)
+
+
+def test_a_row_of_no_weight_stays_a_negative_of_the_others() -> None:
+    image, text, _ = batch()
+    rows = np.arange(6)
+    loss, (_, by_text, _) = value_and_gradients(InfoNCE(), image, text, 2.0, Matches(rows, rows, np.float32(rows != 5)))
+    without, _ = value_and_gradients(InfoNCE(), image[:5], text[:5], 2.0, Matches(rows[:5], rows[:5]))
+    assert loss > without, "it is one more column for everybody"
+    assert np.abs(by_text[5]).max() > 1e-4
+
+
+@pytest.mark.parametrize("objective", [InfoNCE(), SigmoidLoss(), KerasExampleLoss()], ids=str)
+def test_a_batch_without_any_weight_has_no_loss(objective) -> None:
+    image, text, _ = batch()
+    loss, gradients = value_and_gradients(objective, image, text, 2.0, weighted(np.zeros(6)), -3.0)
+    assert loss == 0
+    assert all(gradient is None or not np.any(gradient) for gradient in gradients)
+
+
+def test_matches_take_a_batch_s_weights() -> None:
+    rows = {"image_row": np.array([5, 6]), "caption_group": np.array([1, 2])}
+    assert Matches.of_batch(rows).weights is None
+    assert Matches.of_batch({**rows, "weight": np.float32([1, 0.5])}).weights.tolist() == [1, 0.5]
 
 
 def test_matches_by_group_are_the_mask_of_the_same_rows() -> None:
