@@ -74,8 +74,8 @@ class ImageTextPair:
 
     `image_id` is stable and unique within its source. Pairs of one `group` (near-duplicates, panels of one picture)
     never fall into different splits. `split` is set where the data set itself prescribes it. `digest` is the SHA-256 of
-    the image's bytes, or `unreadable:REASON`, once somebody has read them (`loading.with_digests`). `caption_weights`, 0
-    to 1 for each caption, say how far it is trusted to belong to the image; none is 1 for all.
+    the image's bytes, or `unreadable:REASON`, once somebody has read them (`loading.with_digests`). `caption_weights`,
+    0 to 1 for each caption, say how far it is trusted to belong to the image; none is 1 for all.
     """
 
     image_id: str

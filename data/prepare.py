@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from data import console
 from data.checked_images import AHEAD, ImageStore, Verdict, check_images, read_verdicts
+from data.curated import Curated
 from data.durable import (
     canonical_json,
     changed_files,
@@ -28,8 +29,10 @@ from data.durable import (
     write_json,
 )
 from data.errors import ImageError, SourceError
+from data.groups import read_groups
 from data.loading import map_ordered
 from data.pairs import ImageFile, ImageTextPair, PairSource
+from data.quarantine import Quarantine, add_quarantine_options, chosen_quarantine
 from data.quiet_tensorflow import load_tensorflow
 from data.selection import Selection
 from data.shards import MANIFEST, ShardWriter, read_manifest, write_manifest
@@ -55,8 +58,17 @@ class PrepareSettings:
     resplit: bool = False
 
 
-def prepare(source: PairSource, out: Path, settings: PrepareSettings, overwrite: bool = False) -> dict[str, Any]:
+def prepare(
+    source: PairSource,
+    out: Path,
+    settings: PrepareSettings,
+    overwrite: bool = False,
+    groups: Mapping[str, str] | None = None,
+    quarantine: Quarantine | None = None,
+) -> dict[str, Any]:
     """Write `source` to `out` and return the manifest; an equal existing output is left as it is.
+
+    `groups` (image id → group) replace those of the source; `quarantine` changes the train and validation splits.
 
     Every image is read and decoded once, and read again when it is written, unless the first reading is still in
     memory; there is never a second copy on the disk. Work that was interrupted lies in `OUT.preparing` and is taken up
@@ -64,7 +76,10 @@ def prepare(source: PairSource, out: Path, settings: PrepareSettings, overwrite:
     whose images change meanwhile, and an `out` that holds something else.
     """
     out = out.expanduser().resolve()
+    source = Curated(source, groups, quarantine)
     made_from = {"source": source.name, "settings": asdict(settings), "pairs_sha256": pairs_digest(source)}
+    if quarantine is not None:
+        made_from["quarantine"] = quarantine.to_config()
     existing = _existing(out, made_from, overwrite)
     if existing is not None:
         console.say(f"{out} was made from the same source and settings: left as it is")
@@ -76,7 +91,7 @@ def prepare(source: PairSource, out: Path, settings: PrepareSettings, overwrite:
         write_atomic(shards / REJECTED, b"".join(canonical_json(row) + b"\n" for row in rejected))
         load_tensorflow()
         with ShardWriter(shards, settings.shard_size) as writer:
-            _write_shards(source, read_verdicts(work / JOURNAL), splits, images, writer)
+            _write_shards(source, read_verdicts(work / JOURNAL), splits, images, writer, quarantine)
         manifest = write_manifest(shards, sorted(writer.shards, key=_reading_order), made_from)
         move_directory(shards, out)
     return manifest
@@ -191,7 +206,12 @@ def _judge(source: PairSource, journal: Path, settings: PrepareSettings) -> tupl
 
 
 def _write_shards(
-    source: PairSource, verdicts: Iterable[Verdict], splits: dict[str, str], images: ImageStore, writer: ShardWriter
+    source: PairSource,
+    verdicts: Iterable[Verdict],
+    splits: dict[str, str],
+    images: ImageStore,
+    writer: ShardWriter,
+    quarantine: Quarantine | None,
 ) -> None:
     """Write every usable image that no finished shard holds; images are read ahead in threads."""
 
@@ -200,7 +220,10 @@ def _write_shards(
         for position, (pair, verdict) in enumerate(zip(source, verdicts, strict=True)):
             if verdict.sha256 is not None:
                 split = splits[pair.image_id]
-                yield position, pair, verdict, writer.is_written(split, counts[split])
+                left = pair if quarantine is None else quarantine.of_split(pair, split)
+                if left is None:
+                    continue
+                yield position, left, verdict, writer.is_written(split, counts[split])
                 counts[split] += 1
 
     def load(plan: tuple[int, ImageTextPair, Verdict, bool]) -> tuple[ImageTextPair, bytes | None]:
@@ -230,7 +253,8 @@ def _read_again(pair: ImageTextPair, verdict: Verdict) -> bytes:
 
 def _description(pair: ImageTextPair) -> bytes:
     """Everything but the image, as JSON."""
-    return canonical_json([pair.image_id, list(pair.captions), pair.group, dict(pair.attributes), pair.split])
+    weights = [list(pair.caption_weights)] if pair.caption_weights else []
+    return canonical_json([pair.image_id, list(pair.captions), pair.group, dict(pair.attributes), pair.split, *weights])
 
 
 def _reading_order(shard: dict[str, Any]) -> tuple[int, str]:
@@ -263,6 +287,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other splits (default 0)")
     parser.add_argument("--shard-size", type=_positive, default=1000, metavar="N", help="images a shard (default 1000)")
     parser.add_argument("--resplit", action="store_true", help="ignore the splits that the data set prescribes")
+    parser.add_argument(
+        "--groups", type=Path, metavar="FILE", help="images to keep together when splitting, as data.doctor lists them"
+    )
+    add_quarantine_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output that differs")
     arguments = parser.parse_args(argv)
 
@@ -272,7 +300,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = open_source(arguments.data)
     if arguments.only:
         source = Selection(source, arguments.only)
-    manifest = prepare(source, arguments.out, settings, arguments.overwrite)
+    manifest = prepare(
+        source,
+        arguments.out,
+        settings,
+        arguments.overwrite,
+        groups=None if arguments.groups is None else read_groups(arguments.groups),
+        quarantine=chosen_quarantine(arguments),
+    )
     console.print_table(str(arguments.out), ("split", "images", "shards", "size"), _counts(manifest))
     return console.EXIT_OK
 

@@ -1,8 +1,8 @@
 """Lists of pairs that are not to be trusted, and what training leaves of them; knows not how they were found.
 
-A list is JSON lines: `{"image_id": …, "caption": … or null, "reason": …, "weight": 0 to 1, "score": … or null}`. Without a
-caption the whole image is meant. The weight says how far the pair is trusted: 0 is not at all. The user's own files are
-never changed, and pairs of the test split are left as they are, so that cleaning flatters no figure.
+A list is JSON lines: `{"image_id": …, "caption": … or null, "reason": …, "weight": 0 to 1, "score": … or null}`.
+Without a caption the whole image is meant. The weight says how far the pair is trusted: 0 is not at all. The user's own
+files are never changed, and pairs of the test split are left as they are, so that cleaning flatters no figure.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ class QuarantineEntry:
 
 
 class Quarantine:
-    """What a list leaves of pairs: "drop" leaves out those of a weight below one half, "down-weight" gives each pair its
-    weight in the loss and leaves out those of weight 0.
+    """What a list leaves of pairs.
+
+    "drop" leaves out those of a weight below one half; "down-weight" gives each pair its weight in the loss and leaves
+    out those of weight 0.
     """
 
     def __init__(self, entries: Iterable[QuarantineEntry], mode: Mode = "drop") -> None:
         self.mode: Mode = mode
         self._weights: dict[str, dict[str | None, float]] = {}  # image_id → caption → weight
-        listed = sorted((canonical_json(asdict(entry)) for entry in (entries := list(entries))))
+        entries = list(entries)
+        listed = sorted(canonical_json(asdict(entry)) for entry in entries)
         self.digest = digest_bytes(b"\n".join(listed))
         for entry in entries:
             caption = None if entry.caption is None else clean_caption(entry.caption)
@@ -124,7 +127,7 @@ def read_quarantine(path: Path, mode: Mode = "drop") -> Quarantine:
 def read_entries(path: Path) -> list[QuarantineEntry]:
     """The entries of a file, in order; `SourceError` with the line of what is malformed."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"a quarantine list at {path}", str(error), "check the path, or run data.doctor") from None
     return [_entry(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]

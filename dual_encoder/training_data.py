@@ -60,9 +60,7 @@ def image_groups(pairs: Sequence[ImageTextPair]) -> list[int]:
 
 
 def data_digest(splits: dict[str, list[ImageTextPair]], groups: bool = False) -> str:
-    """What names the pairs that a run saw: ids, image contents, captions, their weights, splits, and `groups` where they
-    decide.
-    """
+    """What names the pairs a run saw: ids, images, captions, their weights, splits, and `groups` where they decide."""
     return digest_json(
         {
             name: [

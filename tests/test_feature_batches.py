@@ -106,3 +106,15 @@ def test_near_duplicate_groups_of_images_go_along_with_their_rows() -> None:
     for batch in grouped.epoch(0):
         np.testing.assert_array_equal(batch["image_group"], groups[batch["image_row"]])
     assert "image_group" not in next(iter(batches().epoch(0)))
+
+
+def test_the_weight_of_a_row_is_that_of_its_caption() -> None:
+    weights = np.arange(len(CAPTIONS)) / len(CAPTIONS)
+    weighted = FeatureBatches(VIEWS, TEXTS, CAPTIONS_OF, CAPTIONS, 7, 0, caption_weights=weights.tolist())
+    for epoch in range(4):
+        for batch in weighted.epoch(epoch):
+            assert batch["weight"].dtype == np.float32
+            np.testing.assert_array_equal(
+                batch["weight"], np.float32(weights)[batch["text_features"][:, 0].astype(int)]
+            )
+    assert "weight" not in next(iter(batches().epoch(0)))
