@@ -93,7 +93,8 @@ class Quarantine:
 
     def of_splits(self, splits: Mapping[str, Iterable[ImageTextPair]]) -> dict[str, list[ImageTextPair]]:
         """Every split with what is left of it, and a line on what went; `SourceError` when no image has an entry."""
-        left, changed, known = {}, Counter[str](), 0
+        left: dict[str, list[ImageTextPair]] = {}
+        changed, known = Counter[str](), 0
         for split, pairs in splits.items():
             left[split] = []
             for pair in pairs:
