@@ -14,7 +14,8 @@ import numpy as np
 
 # Scores closer than this are a tie. Duplicate images tie in theory, but float32 products differ in the last bits.
 TIE = 1e-6
-_BLOCK = 1024
+_BLOCK = 1024  # queries at a time, and fewer where the gallery is so large that they would take more than this:
+_BLOCK_SCORES = 4_000_000  # scores, 16 MB
 
 
 def ranks(queries: np.ndarray, gallery: np.ndarray, right: Sequence[Sequence[int]]) -> np.ndarray:
@@ -26,8 +27,9 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, right: Sequence[Sequence[int
     if len(queries) != len(right):
         raise ValueError(f"expected right answers for {len(queries)} queries, received {len(right)}")
     result = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), _BLOCK):
-        block = np.asarray(queries[start : start + _BLOCK], np.float32) @ np.asarray(gallery, np.float32).T
+    step = min(_BLOCK, max(1, _BLOCK_SCORES // max(1, len(gallery))))
+    for start in range(0, len(queries), step):
+        block = np.asarray(queries[start : start + step], np.float32) @ np.asarray(gallery, np.float32).T
         for offset, scores in enumerate(block):
             rows = np.asarray(right[start + offset], np.int64)
             finite = np.isfinite(scores)

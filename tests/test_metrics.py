@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -168,3 +169,16 @@ def test_captions_of_one_image_do_not_count_as_independent_evidence() -> None:
     independent = summarise(answers, 100, np.arange(500))["confidence_95"]["recall@1"]
     by_image = summarise(answers, 100, np.repeat(np.arange(100), 5))["confidence_95"]["recall@1"]
     assert (by_image[1] - by_image[0]) / (independent[1] - independent[0]) == pytest.approx(math.sqrt(5), rel=0.2)
+
+
+def test_a_large_gallery_is_ranked_in_little_memory_and_the_same() -> None:
+    generator = np.random.default_rng(0)
+    gallery = generator.normal(size=(60_000, 8)).astype(np.float32)
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    right = [[row] for row in range(100)]
+    tracemalloc.start()
+    found = ranks(gallery[:100], gallery, right)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 25e6, "100 queries at once would take 24 MB for the scores alone"
+    assert found.tolist() == [1] * 100
