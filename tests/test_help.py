@@ -10,6 +10,7 @@ import pytest
 from chain import Machine
 
 TOOLS = (
+    "data.doctor",
     "data.prepare",
     "dual_encoder.train",
     "dual_encoder.evaluate",
