@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dual_encoder.class_names import class_descriptions, class_names
 
 
-def class_embeddings(embed: Callable[[Sequence[str]], np.ndarray], templates: Sequence[str]) -> np.ndarray:
+def class_embeddings(embed: Callable[[Sequence[str]], ArrayLike], templates: Sequence[str]) -> np.ndarray:
     """One L2-normalised text vector (C, G) per class: the mean of its templates' L2-normalised embeddings.
 
     `embed` gives text features (B, G). A template with a description is left out for a class that has none.
     """
     texts = [_class_texts(names[0], description, templates) for names, description in _classes()]
-    flat = _unit(embed([text for own in texts for text in own]))
+    flat = _unit(np.asarray(embed([text for own in texts for text in own])))
     starts = np.cumsum([0, *(len(own) for own in texts[:-1])])
     return _unit(np.add.reduceat(flat, starts, axis=0))
 

@@ -1,14 +1,14 @@
 """Features of frozen backbones, computed once by the fastest engine and kept on disk; knows no head and no loss.
 
-A block of rows is stored under a digest of everything it depends on: backbone, weights, preprocessing or tokeniser, and
-the content of its images or captions. So a killed run repeats at most one block, and nothing stale is ever read.
+Every row is stored under a digest of all it depends on: backbone, weights, preprocessing or tokeniser, and the content
+of its image or caption. So a killed run repeats at most one block, a data set that has grown or changed computes only
+what is new, and nothing stale is ever read. Rows are read from their file when a batch needs them.
 """
 
 from __future__ import annotations
 
-import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data.console import progress, say
-from data.durable import cache_directory, digest_json, write_atomic
+from data.durable import cache_directory, digest_bytes, digest_json, write_atomic
 from data.images import ImagePreprocessing
 from data.loading import decoded_batches, with_digests
 from data.pairs import ImageTextPair
 from data.text import CaptionTokenizer, clean_caption
 from dual_encoder.engines import IMAGE_BATCH, Engine, KerasEngine, OnnxEngine, run_on_pixels, run_on_texts
+from dual_encoder.feature_store import Digests, FeatureStore, MappedRows, digests_of
 from dual_encoder.weights import digest_weights
 
 T = TypeVar("T")
@@ -81,72 +82,58 @@ def _converted(model: Any) -> bytes:
 
 def image_features(
     backbone: FrozenBackbone, preprocessing: ImagePreprocessing, pairs: Sequence[ImageTextPair]
-) -> tuple[np.ndarray, list[int]]:
+) -> tuple[MappedRows, list[int]]:
     """Features (N, F) float32 of every pair's image, and the positions of images that do not decode (rows of zeros)."""
 
-    def compute(block: Sequence[ImageTextPair]) -> np.ndarray:
-        rows: np.ndarray | None = None
+    def compute(block: Sequence[ImageTextPair]) -> tuple[np.ndarray | None, np.ndarray]:
+        rows, empty = None, np.ones(len(block), bool)
         for batch in decoded_batches((pair.image for pair in block), preprocessing, IMAGE_BATCH):
             if batch.positions:
                 features = run_on_pixels(backbone.engine, batch.pixels)
-                rows = np.zeros((len(block), features.shape[1]), np.float32) if rows is None else rows
+                rows = np.zeros((len(block), *features.shape[1:]), np.float32) if rows is None else rows
                 rows[batch.positions] = features
-        return np.zeros((len(block), 0), np.float32) if rows is None else rows
+                empty[batch.positions] = False
+        return rows, empty
 
-    digests = [pair.digest or "" for pair in with_digests(pairs)]
+    digests = digests_of([pair.digest or "" for pair in with_digests(pairs)])
     prefix = {"features_of": backbone.key, "preprocessing": preprocessing.to_config()}
-    rows = _in_blocks(pairs, digests, prefix, compute, f"image features, blocks of {_BLOCK}")
-    bad = [position for position, row in enumerate(rows) if not row.any()]
-    return rows, bad
+    rows = _stored(pairs, digests, prefix, compute, "image features")
+    return rows, np.flatnonzero(rows.rows < 0).tolist()
 
 
 def caption_features(
     backbone: FrozenBackbone, tokenizer: CaptionTokenizer | None, captions: Sequence[str]
-) -> np.ndarray:
+) -> MappedRows:
     """Features (C, F) float32 of captions; equal captions are computed once."""
     cleaned = [clean_caption(caption) for caption in captions]
+    # In the order of their lengths, so that a block has little padding.
     distinct = sorted(set(cleaned), key=lambda caption: (len(caption), caption))
     prefix = {
         "features_of": backbone.key,
         "tokenizer": tokenizer and digest_json([tokenizer.to_json(), tokenizer.max_tokens]),
     }
-    rows = _in_blocks(
-        distinct,
-        distinct,
-        prefix,
-        lambda block: run_on_texts(backbone.engine, tokenizer, block),
-        f"caption features, blocks of {_BLOCK}",
-    )
+
+    def compute(block: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return run_on_texts(backbone.engine, tokenizer, block), np.zeros(len(block), bool)
+
+    digests = digests_of([digest_bytes(caption.encode("utf-8", "surrogatepass")) for caption in distinct])
+    rows = _stored(distinct, digests, prefix, compute, "caption features")
     position = {caption: row for row, caption in enumerate(distinct)}
-    return rows[[position[caption] for caption in cleaned]]
+    return rows.only([position[caption] for caption in cleaned])
 
 
-def _in_blocks(
+def _stored(
     items: Sequence[T],
-    digests: Sequence[str],
+    digests: Digests,
     prefix: dict[str, Any],
-    compute: Callable[[Sequence[T]], np.ndarray],
+    compute: Callable[[Sequence[T]], tuple[np.ndarray | None, np.ndarray]],
     description: str,
-) -> np.ndarray:
-    directory = cache_directory("features")
-    starts = range(0, len(items), _BLOCK)
-
-    def block(start: int) -> np.ndarray:
-        key = digest_json({**prefix, "content": list(digests[start : start + _BLOCK])})
-        path = directory / key[:2] / f"{key}.npy"
-        if path.exists():
-            try:
-                return np.load(path, allow_pickle=False)
-            except (ValueError, EOFError, OSError):
-                say(f"a damaged block of cached features is computed again: {path.name}")
-        rows = compute(items[start : start + _BLOCK])
-        buffer = io.BytesIO()
-        np.save(buffer, rows, allow_pickle=False)
-        write_atomic(path, buffer.getvalue())
-        return rows
-
-    blocks: Iterator[np.ndarray] = (block(start) for start in starts)
-    rows = list(progress(blocks, description, len(starts)))
-    width = max(row_block.shape[1] for row_block in rows)
-    # A block without one readable image has no width of its own.
-    return np.concatenate([r if r.shape[1] else np.zeros((len(r), width), np.float32) for r in rows])
+) -> MappedRows:
+    """The rows of all items; those that no run has stored yet are computed a block at a time, each kept at once."""
+    store = FeatureStore(cache_directory("features") / digest_json(prefix))
+    missing = store.missing(digests)
+    blocks = [missing[start : start + _BLOCK] for start in range(0, len(missing), _BLOCK)]
+    shown = f"{description}, blocks of {_BLOCK}"
+    for block in progress(blocks, shown) if blocks else ():
+        store.add(digests[block], *compute([items[place] for place in block]))
+    return store.rows(digests)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -25,9 +25,10 @@ from dual_encoder.calibration import Calibration
 from dual_encoder.calibration_fit import fit_calibration
 from dual_encoder.engines import IMAGE_BATCH, KerasEngine, run_on_texts
 from dual_encoder.feature_batches import Batches, FeatureBatches, caption_groups
+from dual_encoder.feature_store import MappedRows
 from dual_encoder.frozen_features import FrozenBackbone, caption_features, freeze, image_features
 from dual_encoder.losses import Matches
-from dual_encoder.metrics import retrieval_metrics
+from dual_encoder.metrics import rank_both_directions, retrieval_metrics
 from dual_encoder.model import DualEncoder, anchor_in_language, classifier_of
 from dual_encoder.projection_head import AnchoredHead
 from dual_encoder.recipe import Recipe
@@ -36,6 +37,9 @@ from dual_encoder.towers import backbone_config
 from dual_encoder.trainer import Progress, Trainer
 from dual_encoder.training_data import CaptionTable, captioned, image_groups
 
+PROTOTYPE_SAMPLE = 65_536  # images whose features tell mean and spread
+Rows = TypeVar("Rows", MappedRows, None)
+
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
@@ -43,7 +47,7 @@ class HeldOut:
 
     pairs: list[ImageTextPair]
     table: CaptionTable
-    features: tuple[np.ndarray, np.ndarray] | None
+    features: tuple[MappedRows, MappedRows] | None
 
     def metrics(self, image: np.ndarray, text: np.ndarray) -> dict[str, Any]:
         """Retrieval metrics of projections (N, D) and (C, D)."""
@@ -138,9 +142,9 @@ class TrainingRun:
     def _validate(self) -> Mapping[str, float]:
         """Recall@10 averaged over both directions, and the objective over batches of the validation pairs."""
         image, text = self._project(self.validation)
-        figures = self.validation.metrics(image, text)
-        recall = (figures["text_to_image"]["recall@10"] + figures["image_to_text"]["recall@10"]) / 2
-        return {"recall": recall, "loss": self._validation_loss(image, text)}
+        ranked = rank_both_directions(_unit(image), _unit(text), np.array(self.validation.table.image_row))
+        recall = np.mean([np.mean(queries.ranks <= 10) for queries in ranked.values()])
+        return {"recall": float(recall), "loss": self._validation_loss(image, text)}
 
     def _validation_loss(self, image: np.ndarray, text: np.ndarray) -> float:
         """Mean objective over batches of images with their first captions."""
@@ -164,8 +168,8 @@ class TrainingRun:
     def _project(self, held_out: HeldOut) -> tuple[np.ndarray, np.ndarray]:
         """Projections (N, D) of held-out images and (C, D) of all their captions."""
         if held_out.features is not None:
-            images, texts = held_out.features
-            return _predict(self.model.image_head, images), _predict(self.model.text_head, texts)
+            image_rows, text_rows = held_out.features
+            return _predict(self.model.image_head, image_rows), _predict(self.model.text_head, text_rows)
         preprocessing = self.recipe.model.image_backbone.preprocessing
         image_engine, text_engine = self._engines
         batches = decoded_batches((pair.image for pair in held_out.pairs), preprocessing, IMAGE_BATCH)
@@ -187,14 +191,14 @@ class TrainingRun:
         if len(self.frozen) < 2:
             batches = decoded_batches((pair.image for pair in pairs), preprocessing, IMAGE_BATCH)
             bad = [position for batch in batches for position, _ in batch.rejected]
-            kept, _ = _without(bad, pairs, np.empty((len(pairs), 0)))
+            kept, _ = _without(bad, pairs, None)
             return HeldOut(kept, CaptionTable.of(kept), None)
         rows, bad = image_features(self.frozen["image_backbone"], preprocessing, pairs)
         kept, rows = _without(bad, pairs, rows)
         table = CaptionTable.of(kept)
         return HeldOut(kept, table, (rows, self._text_features(table.captions)))
 
-    def _text_features(self, captions: Sequence[str]) -> np.ndarray:
+    def _text_features(self, captions: Sequence[str]) -> MappedRows:
         if "text_backbone" not in self.frozen:
             raise TrainingError(
                 "a frozen text backbone with a language-anchored head",
@@ -209,7 +213,7 @@ class TrainingRun:
         preprocessing = recipe.model.image_backbone.preprocessing
         train_rows, bad = image_features(frozen, preprocessing, self.train)
         self.train, train_rows = _without(bad, self.train, train_rows)
-        views = [train_rows]
+        views, prototypes = [train_rows], None
         if recipe.mirrored:
             mirrored, _ = image_features(frozen, dataclasses.replace(preprocessing, mirror=True), self.train)
             views.append(mirrored)
@@ -217,8 +221,8 @@ class TrainingRun:
         captions, captions_of = list(table.captions), table.rows_of_images(len(self.train))
         if recipe.class_prototypes:
             kernel, _ = classifier_of(recipe.model.image_backbone)
-            prototypes = prototype_features(kernel, train_rows)
-            views = [np.concatenate([view, prototypes]) for view in views]
+            sample = train_rows[:: -(-len(train_rows) // PROTOTYPE_SAMPLE)]
+            prototypes = prototype_features(kernel, sample)
             for texts in prototype_captions():
                 captions_of.append(list(range(len(captions), len(captions) + len(texts))))
                 captions += texts
@@ -237,6 +241,7 @@ class TrainingRun:
             config.seed,
             groups,
             weights if min(weights) < 1 else None,
+            prototypes,
         )
 
     def _image_groups(self) -> list[int] | None:
@@ -294,20 +299,19 @@ class PixelBatches:
             ) from None
 
 
-def _without(
-    bad: Sequence[int], pairs: list[ImageTextPair], rows: np.ndarray
-) -> tuple[list[ImageTextPair], np.ndarray]:
+def _without(bad: Sequence[int], pairs: list[ImageTextPair], rows: Rows) -> tuple[list[ImageTextPair], Rows]:
     if not bad:
         return pairs, rows
     shown = ", ".join(pairs[position].image_id for position in bad[:3])
     say(f"{len(bad)} images cannot be decoded and are left out: {shown}{' …' if len(bad) > 3 else ''}")
-    kept = [position for position in range(len(pairs)) if position not in set(bad)]
+    left_out = set(bad)
+    kept = [position for position in range(len(pairs)) if position not in left_out]
     if not kept:
         raise TrainingError("images that decode", "none", "check the data set with python -m data.prepare")
-    return [pairs[position] for position in kept], rows[kept]
+    return [pairs[position] for position in kept], None if rows is None else rows.only(kept)
 
 
-def _predict(head: keras.Model, features: np.ndarray) -> np.ndarray:
+def _predict(head: keras.Model, features: MappedRows) -> np.ndarray:
     rows = [head(features[start : start + 4096], training=False) for start in range(0, len(features), 4096)]
     return np.concatenate([np.asarray(row, np.float32) for row in rows])
 

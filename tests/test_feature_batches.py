@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dual_encoder.feature_batches import FeatureBatches, caption_groups
+from dual_encoder.feature_store import FeatureStore, digests_of
 
 CAPTIONS_OF = [[0], [1, 2, 3], [4, 5], [6], [7, 8, 9, 10], [11], [12]]
 CAPTIONS = ["a dog", "cat one", "cat two", "cat three", "tree", "oak", " a  dog ", "w", "x", "y", "z", "e\u0301", "é"]
+VIEWS_OF_3 = [np.arange(3, dtype=np.float32)[:, None] + offset for offset in (0, 100)]
 VIEWS = [np.arange(7, dtype=np.float32)[:, None] + offset for offset in (0, 100)]  # row n of view v is n + 100 v
 TEXTS = np.arange(13, dtype=np.float32)[:, None]
 
@@ -118,3 +122,27 @@ def test_the_weight_of_a_row_is_that_of_its_caption() -> None:
                 batch["weight"], np.float32(weights)[batch["text_features"][:, 0].astype(int)]
             )
     assert "weight" not in next(iter(batches().epoch(0)))
+
+
+def test_prototypes_come_like_images_whatever_the_view() -> None:
+    captions_of = [[0], [1], [2], [3, 4]]
+    prototypes = np.array([[-3.0]], np.float32)
+    source = FeatureBatches(VIEWS_OF_3, TEXTS, captions_of, CAPTIONS[:5], 4, 0, prototypes=prototypes)
+    for epoch in range(5):
+        rows = flat(source.epoch(epoch))
+        found = dict(zip(rows["image_row"].tolist(), rows["image_features"][:, 0].tolist(), strict=True))
+        assert found.pop(3) == -3.0
+        assert {image: value % 100 for image, value in found.items()} == {0: 0, 1: 1, 2: 2}
+
+
+def test_rows_of_a_file_are_the_same_batches_as_rows_in_memory(tmp_path: Path) -> None:
+    names = digests_of([f"{number:064x}" for number in range(1, 21)])
+    mapped = []
+    for number, array in enumerate((*VIEWS, TEXTS)):
+        store = FeatureStore(tmp_path / str(number))
+        backwards = np.arange(len(array))[::-1]
+        store.add(names[backwards], array[backwards], np.zeros(len(array), bool))
+        mapped.append(store.rows(names[: len(array)]))
+    source = FeatureBatches(mapped[:2], mapped[2], CAPTIONS_OF, CAPTIONS, 3, 5)
+    for epoch in range(3):
+        assert_equal(source.epoch(epoch), batches(3).epoch(epoch))

@@ -70,7 +70,7 @@ def direct(*numbers: int) -> np.ndarray:
     return CountingEngine().run({"pixels": np.stack([load_pixels(png(n), PREPROCESSING) for n in numbers])})
 
 
-def cached_blocks(tmp_path: Path) -> list[Path]:
+def cached_files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "features").rglob("*.npy"))
 
 
@@ -84,18 +84,46 @@ def test_features_are_those_of_each_image_and_are_computed_once(small_blocks: No
     assert engine.rows == 10
 
 
-def test_a_changed_image_is_computed_again_with_its_block_alone(small_blocks: None) -> None:
+def test_a_changed_image_is_computed_again_alone_and_a_data_set_that_grows_computes_what_is_new(
+    small_blocks: None,
+) -> None:
     engine = CountingEngine()
     image_features(frozen(engine), PREPROCESSING, pairs(*range(10)))
     rows, _ = image_features(frozen(engine), PREPROCESSING, pairs(0, 1, 2, 3, 4, 99, 6, 7, 8, 9))
     np.testing.assert_array_equal(rows, direct(0, 1, 2, 3, 4, 99, 6, 7, 8, 9))
-    assert engine.rows == 10 + 4
+    assert engine.rows == 10 + 1
+    rows, _ = image_features(frozen(engine), PREPROCESSING, pairs(50, *range(10), 51, 3))
+    np.testing.assert_array_equal(rows, direct(50, *range(10), 51, 3))
+    assert engine.rows == 10 + 1 + 2
+
+
+def test_a_run_that_is_stopped_repeats_at_most_one_block(small_blocks: None) -> None:
+    class Stopping(CountingEngine):
+        def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            if self.rows >= 8:
+                raise KeyboardInterrupt
+            return super().run(inputs)
+
+    with pytest.raises(KeyboardInterrupt):
+        image_features(frozen(Stopping()), PREPROCESSING, pairs(*range(10)))
+    engine = CountingEngine()
+    rows, _ = image_features(frozen(engine), PREPROCESSING, pairs(*range(10)))
+    np.testing.assert_array_equal(rows, direct(*range(10)))
+    assert engine.rows == 2
+
+
+def test_features_stay_in_their_file_until_a_batch_takes_them(small_blocks: None) -> None:
+    rows, _ = image_features(frozen(CountingEngine()), PREPROCESSING, pairs(*range(10)))
+    captions = caption_features(frozen(CountingEngine()), tokenizer(), ["red", "small green square", "red"])
+    for mapped in (rows, rows.only([1, 2]), captions):
+        assert isinstance(mapped.array, np.memmap)
+        assert mapped.array.mode == "r"
 
 
 def test_other_weights_other_preprocessing_and_mirrored_views_share_nothing() -> None:
     engine = CountingEngine()
     views = [
-        image_features(backbone, preprocessing, pairs(1, 2))[0]
+        np.asarray(image_features(backbone, preprocessing, pairs(1, 2))[0])
         for backbone, preprocessing in (
             (frozen(engine), PREPROCESSING),
             (frozen(engine, "other weights"), PREPROCESSING),
@@ -123,15 +151,15 @@ def test_nothing_but_bad_images_is_all_bad() -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"no array"])
-def test_a_damaged_block_is_computed_again(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: bytes) -> None:
     engine = CountingEngine()
     rows, _ = image_features(frozen(engine), PREPROCESSING, pairs(1, 2))
-    (block,) = cached_blocks(tmp_path)
-    block.write_bytes(damage)
+    (path,) = cached_files(tmp_path)
+    path.write_bytes(damage)
     again, _ = image_features(frozen(engine), PREPROCESSING, pairs(1, 2))
     np.testing.assert_array_equal(again, rows)
     assert engine.rows == 4
-    assert np.load(block, allow_pickle=False).shape == (2, 4)
+    assert np.load(path, allow_pickle=False).shape == (2, 4)
 
 
 def test_captions_keep_their_order_and_equal_ones_are_computed_once(small_blocks: None) -> None:
@@ -151,9 +179,8 @@ def test_captions_keep_their_order_and_equal_ones_are_computed_once(small_blocks
 def test_another_tokeniser_shares_nothing() -> None:
     engine, one = CountingEngine(), tokenizer()
     other = type(one).from_json(one.to_json(), 3)  # one word fits
-    assert caption_features(frozen(engine), one, ["red circle"]).tolist() != (
-        caption_features(frozen(engine), other, ["red circle"]).tolist()
-    )
+    rows = [np.asarray(caption_features(frozen(engine), tokens, ["red circle"])) for tokens in (one, other)]
+    assert rows[0].tolist() != rows[1].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +228,7 @@ def test_a_graph_that_onnx_cannot_express_runs_in_keras_and_is_not_cached(tmp_pa
     assert isinstance(backbone.engine, KerasEngine)
     assert backbone.onnx is None
     assert not list((tmp_path / "cache" / "onnx").iterdir())
-    assert caption_features(backbone, None, ["blue", " red "]).tolist() == [[0.0], [1.0]]
+    assert np.asarray(caption_features(backbone, None, ["blue", " red "])).tolist() == [[0.0], [1.0]]
 
 
 def test_a_graph_that_onnx_runtime_refuses_runs_in_keras_and_is_not_cached(tmp_path: Path) -> None:
