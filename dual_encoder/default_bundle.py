@@ -77,7 +77,7 @@ def _build(path: Path) -> Bundle:
     }
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        return caption_features(frozen["text_backbone"], tokenizer, texts)
+        return np.asarray(caption_features(frozen["text_backbone"], tokenizer, texts))
 
     anchor_in_language(model, class_embeddings(embed, head.templates))
     return save_bundle(path, model, tokenizer, name=NAME, card=CARD, trained={"recipe": None}, frozen=frozen)

@@ -27,8 +27,9 @@ class FeatureBatches:
     Shapes: each of `image_views` (N, F), `caption_features` (C, G); `captions_of[n]` lists the caption rows of image n.
     A batch holds "image_features" (B, F), "text_features" (B, G), "image_row" (B,) and "caption_group" (B,), where
     equal captions share a group; with `image_groups` (N,), numbers that near-duplicate images share, "image_group" (B,)
-    too; with `caption_weights` (C,), how far each is trusted to belong to its image, "weight" (B,) float32. `prototypes`
-    (P, F) are rows N … N + P - 1 of every view, which lists that follow the images reach as well.
+    too; with `caption_weights` (C,), how far each is trusted to belong to its image, "weight" (B,) float32.
+
+    `prototypes` (P, F) are rows N … N + P - 1 of every view, which lists that follow those of images reach as well.
 
     Views may be larger than memory: a batch's rows are read from them as they are drawn, one batch ahead of training.
     """

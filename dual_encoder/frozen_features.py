@@ -81,22 +81,26 @@ def _converted(model: Any) -> bytes:
 
 
 def image_features(
-    backbone: FrozenBackbone, preprocessing: ImagePreprocessing, pairs: Sequence[ImageTextPair]
+    backbone: FrozenBackbone,
+    preprocessing: ImagePreprocessing,
+    pairs: Sequence[ImageTextPair],
+    dtype: type[np.floating] = np.float32,
 ) -> tuple[MappedRows, list[int]]:
-    """Features (N, F) float32 of every pair's image, and the positions of images that do not decode (rows of zeros)."""
+    """Features (N, …) of every pair's image, and the positions of images that do not decode (rows of zeros)."""
 
     def compute(block: Sequence[ImageTextPair]) -> tuple[np.ndarray | None, np.ndarray]:
         rows, empty = None, np.ones(len(block), bool)
         for batch in decoded_batches((pair.image for pair in block), preprocessing, IMAGE_BATCH):
             if batch.positions:
                 features = run_on_pixels(backbone.engine, batch.pixels)
-                rows = np.zeros((len(block), *features.shape[1:]), np.float32) if rows is None else rows
+                rows = np.zeros((len(block), *features.shape[1:]), dtype) if rows is None else rows
                 rows[batch.positions] = features
                 empty[batch.positions] = False
         return rows, empty
 
     digests = digests_of([pair.digest or "" for pair in with_digests(pairs)])
     prefix = {"features_of": backbone.key, "preprocessing": preprocessing.to_config()}
+    prefix |= {} if dtype is np.float32 else {"dtype": np.dtype(dtype).name}
     rows = _stored(pairs, digests, prefix, compute, "image features")
     return rows, np.flatnonzero(rows.rows < 0).tolist()
 

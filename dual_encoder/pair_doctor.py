@@ -24,11 +24,11 @@ def mismatched_pairs(pairs: Sequence[ImageTextPair], listed_from: float) -> tupl
     pairs = captioned(pairs, "train and validation")
     image, text = EfficientNetLite("lite0"), MiniLM()
     tokenizer = text.tokenizer(list)
-    rows, bad = image_features(freeze(image.build(True), backbone_config(image)), image.preprocessing, pairs)
+    features, bad = image_features(freeze(image.build(True), backbone_config(image)), image.preprocessing, pairs)
     kept = [number for number in range(len(pairs)) if number not in set(bad)]
-    pairs, rows = captioned([pairs[number] for number in kept], "usable"), rows[kept]
+    pairs, rows = captioned([pairs[number] for number in kept], "usable"), features[kept]
     table = CaptionTable.of(pairs)
-    captions = caption_features(freeze(text.build(True), backbone_config(text)), tokenizer, table.captions)
+    captions = np.asarray(caption_features(freeze(text.build(True), backbone_config(text)), tokenizer, table.captions))
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
     found = find_mismatched(unit, captions, np.array(table.image_row), np.array(image_groups(pairs)))
     entries = [

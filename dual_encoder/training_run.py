@@ -102,7 +102,7 @@ class TrainingRun:
                 f"a {head.kind} head" + ("" if self.validation.features else " and a backbone that trains"),
                 "set choose_bridge to False, or use AnchoredHead and freeze both backbones",
             )
-        images, texts = self.validation.features
+        images, texts = (np.asarray(rows) for rows in self.validation.features)
         kernel, bias, classes = (np.asarray(weight) for weight in self.model.image_head.get_layer("bridge").weights)
         chosen = choose_bridge(head, images @ kernel + bias, classes, _unit(texts), self.validation.table.image_row)
         say(
