@@ -29,6 +29,7 @@ CHUNK = 256
 STEPS = 2  # the first one builds graphs and optimizer slots
 LOSSES = ("info_nce", "sigmoid")
 LIMIT = 1.3
+SAME = 1e-4  # of the largest number of a weight's gradient: sums of float32 in another order
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--batches", type=int, nargs="+", default=[256, 1024, 4096], metavar="B", help="default: 256 1024 4096"
     )
     parser.add_argument("--one-pass", type=int, default=1024, metavar="B", help="largest batch in one pass, too")
+    parser.add_argument("--difference", nargs=2, metavar=("LOSS", "BATCH"), help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=3, metavar=("LOSS", "BATCH", "CHUNK"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.measure:
         loss, batch, chunk = options.measure
         print(json.dumps(_train(loss, int(batch), int(chunk))))
+        return console.EXIT_OK
+    if options.difference:
+        print(json.dumps({"difference": _difference(options.difference[0], int(options.difference[1]))}))
         return console.EXIT_OK
     if not Path("/proc/self/status").is_file():
         raise UserError("Linux, which tells a process's peak memory", sys.platform, "run it there")
@@ -57,18 +62,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         ratio = peaks[loss, larger[-1], CHUNK] / peaks[loss, smallest, 0]
         name = f"{loss}: memory of batch {larger[-1]:,} in chunks / batch {smallest:,} in one pass"
         report.at_most(name, ratio, LIMIT)
+    for loss in LOSSES:
+        console.say(f"{loss}, gradients of batch {smallest:,} in one pass and in chunks")
+        difference = _in_a_process("--difference", loss, str(smallest))["difference"]
+        report.at_most(f"{loss}: difference of gradients, one pass and chunks of {CHUNK // 4}", difference, SAME)
     return report.finish(options.json)
 
 
 def _measured(loss: str, size: int, chunk: int) -> dict[str, float]:
     console.say(f"{loss}, batch {size:,}, {'one pass' if not chunk else f'chunks of {chunk}'}")
-    command = [sys.executable, "-m", "benchmarks.gradient_cache", "--measure", loss, str(size), str(chunk)]
+    return _in_a_process("--measure", loss, str(size), str(chunk))
+
+
+def _in_a_process(*options: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.gradient_cache", *options]
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+def _difference(loss: str, size: int) -> float:
+    """The largest difference of Adam's first moments, a tenth of the gradients, after one step without dropout."""
+    moments = []
+    for chunk in (0, CHUNK // 4):
+        trainer, batches = _trainer(loss, size, chunk, dropout=0.0)
+        trainer._step(batches.batch)
+        moments.append([np.asarray(v) for v in trainer.optimizer._momentums])
+    scales = [max(np.abs(a).max(), 1e-7) for a in moments[0]]
+    return float(max(np.abs(a - b).max() / scale for a, b, scale in zip(*moments, scales, strict=True)))
+
+
 def _train(loss: str, size: int, chunk: int) -> dict[str, float]:
     """Train for `STEPS` steps; megabytes before and at most, and seconds of the last step."""
+    trainer, batches = _trainer(loss, size, chunk)
+    before = _memory_mb("VmRSS")
+    with tempfile.TemporaryDirectory() as directory:
+        trainer.directory = Path(directory)
+        trainer.fit()
+    return {"start_mb": before, "peak_mb": _memory_mb("VmHWM"), "step_seconds": batches.seconds}
+
+
+def _trainer(loss: str, size: int, chunk: int, dropout: float = 0.1) -> tuple[Any, RandomBatches]:
+    """A trainer of the towers on their initial weights, and its batches."""
     load_tensorflow()
     import keras
 
@@ -84,18 +118,15 @@ def _train(loss: str, size: int, chunk: int) -> dict[str, float]:
     objective = InfoNCE(chunk_rows=CHUNK) if loss == "info_nce" else SigmoidLoss(chunk_rows=CHUNK)
     config = DualEncoderConfig(
         ScratchImage(size=32, width=32, stages=2, depth=2),
-        ScratchText(vocabulary_size=2000, width=64, layers=2, max_tokens=16),
+        ScratchText(vocabulary_size=2000, width=64, layers=2, max_tokens=16, dropout=dropout),
         LinearHead(128),
         LinearHead(128),
     )
     model = DualEncoder(config, objective.initial_scale, initial_bias=objective.initial_bias)
     settings = TrainerConfig(WarmupCosine(peak=1e-4), epochs=1, batch_size=size, chunk_size=chunk)
     batches = RandomBatches(size)
-    before = _memory_mb("VmRSS")
-    with tempfile.TemporaryDirectory() as directory:
-        figures = {"recall": 0.0, "loss": 0.0}  # validation is not what is measured
-        Trainer(model, objective, settings, batches, lambda: figures, Path(directory), "memory").fit()
-    return {"start_mb": before, "peak_mb": _memory_mb("VmHWM"), "step_seconds": batches.seconds}
+    figures = {"recall": 0.0, "loss": 0.0}  # validation is not what is measured
+    return Trainer(model, objective, settings, batches, lambda: figures, Path(), "memory"), batches
 
 
 class RandomBatches:
