@@ -88,6 +88,11 @@ def may_be_mirrored(captions: Sequence[str]) -> bool:
     return not any(UNMIRRORED & set(_WORD.findall(clean_caption(caption).lower())) for caption in captions)
 
 
+def row_generator(seed: int, epoch: int, row: int, purpose: int) -> np.random.Generator:
+    """Random numbers of one row in one epoch, whatever was drawn before: resume relies on it."""
+    return np.random.default_rng((seed, epoch, row, purpose))
+
+
 def draw_variation(augmentation: Augmentation, mirrored: bool, random: np.random.Generator) -> ImageVariation:
     """How one image varies; `mirrored` says whether it may be. What is off changes no other draw."""
     area, ratio, across, down, flip, *colour = random.random(8)

@@ -14,6 +14,7 @@ from data.augmentation import (
     draw_variation,
     drop_words,
     may_be_mirrored,
+    row_generator,
     varied_pixels,
 )
 from data.errors import ImageError, SourceError
@@ -60,7 +61,7 @@ def batches(
     rows = order[start_batch * batch_size :].astype(np.int32)
     varied = augmentation if shuffle else NO_AUGMENTATION
     # The first of a row's generators draws for its image, the second for its caption.
-    generator = functools.partial(_generator, seed, epoch)
+    generator = functools.partial(row_generator, seed, epoch)
     weights = _weights(pairs, choice)
 
     def load(row: np.ndarray) -> np.ndarray:
@@ -106,10 +107,6 @@ def batches(
     dataset = tf.data.Dataset.from_tensor_slices(rows)
     dataset = dataset.map(with_image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(batch_size).map(with_text).prefetch(tf.data.AUTOTUNE)
-
-
-def _generator(seed: int, epoch: int, row: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng((seed, epoch, row, purpose))
 
 
 def _weights(pairs: Sequence[ImageTextPair], choice: np.ndarray) -> np.ndarray | None:

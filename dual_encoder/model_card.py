@@ -105,6 +105,7 @@ def _training(trained: Mapping[str, Any]) -> str:
         *((key.replace("_", " "), value) for key, value in recipe.items() if isinstance(value, bool)),
         ("augmentation", recipe.get("augmentation")),
         ("best epoch", f"{trained['best_epoch']} of {trained['epochs']}"),
+        *_interpolation(trained.get("interpolation")),
     ]
     backbones = [
         f"- {part.replace('_', ' ')}: {told['weights']}, {told['trainable']}. Origin: {told['origin'] or 'not known'}. "
@@ -119,6 +120,15 @@ def _training(trained: Mapping[str, Any]) -> str:
         else []
     )
     return "\n\n".join(["\n".join(backbones), table, *chosen]).strip()
+
+
+def _interpolation(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """How far the weights lie from those at the start to the best epoch's, and what else was tried (WiSE-FT)."""
+    if found is None:
+        return []
+    tried = ", ".join(f"{alpha}: {value:.3f}" for alpha, value in found["validation"].items())
+    said = f"{found['alpha']:g}" + (f" (on the validation split {tried})" if tried else "")
+    return [("share of the way from the start to the best epoch", said)]
 
 
 def _settings(value: Any) -> str:

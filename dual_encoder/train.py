@@ -127,6 +127,11 @@ def train(
         "seconds": round(time.monotonic() - began, 1),
         **({"choices": choices} if choices else {}),
         **cleaning,
+        **(
+            {"interpolation": {"alpha": progress.alpha, "validation": progress.alpha_scores}}
+            if recipe.trainer.interpolate
+            else {}
+        ),
     }
     name = f"{recipe.name} {digest[:8]}"
     bundle = save_bundle(

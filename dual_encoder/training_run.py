@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,48 +17,34 @@ from data.errors import TrainingError
 from data.images import ImagePreprocessing
 from data.loading import decoded_batches
 from data.pairs import ImageTextPair
-from data.pipeline import batches as pixel_batches
-from data.text import CaptionTokenizer
 from dual_encoder.anchoring import class_embeddings, prototype_captions, prototype_features
 from dual_encoder.bridge_choice import choose_bridge
 from dual_encoder.calibration import Calibration
 from dual_encoder.calibration_fit import fit_calibration
 from dual_encoder.engines import IMAGE_BATCH, KerasEngine, run_on_texts
-from dual_encoder.feature_batches import Batches, FeatureBatches, caption_groups
+from dual_encoder.feature_batches import Batches, FeatureBatches
 from dual_encoder.feature_store import MappedRows
 from dual_encoder.frozen_features import FrozenBackbone, caption_features, freeze, image_features
-from dual_encoder.losses import Matches
-from dual_encoder.metrics import rank_both_directions, retrieval_metrics
+from dual_encoder.held_out import HeldOut, predict, unit
+from dual_encoder.layer_groups import TrainedTower
+from dual_encoder.metrics import rank_both_directions
 from dual_encoder.model import DualEncoder, anchor_in_language, classifier_of
 from dual_encoder.projection_head import AnchoredHead
 from dual_encoder.recipe import Recipe
 from dual_encoder.replicas import Replicas
 from dual_encoder.towers import backbone_config
 from dual_encoder.trainer import Progress, Trainer
+from dual_encoder.training_batches import PixelBatches, TokenBatches, check_variations
 from dual_encoder.training_data import CaptionTable, captioned, image_groups
 
 PROTOTYPE_SAMPLE = 65_536  # images whose features tell mean and spread
-Rows = TypeVar("Rows", MappedRows, None)
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldOut:
-    """Pairs to measure on: their captions, and cached features of images (N, F) and captions (C, G) where there are."""
-
-    pairs: list[ImageTextPair]
-    table: CaptionTable
-    features: tuple[MappedRows, MappedRows] | None
-
-    def metrics(self, image: np.ndarray, text: np.ndarray) -> dict[str, Any]:
-        """Retrieval metrics of projections (N, D) and (C, D)."""
-        return retrieval_metrics(_unit(image), _unit(text), np.array(self.table.image_row))
 
 
 class TrainingRun:
     """A model ready to train.
 
-    With both backbones frozen, their features are computed once and only the heads run; otherwise every batch goes from
-    pixels and tokens through the whole model.
+    What stands still runs once for every image and caption, and its output is cached: a frozen backbone, and the trunk
+    of an image backbone of which only the top trains, unless its pixels are augmented. The rest runs in every step.
     """
 
     def __init__(
@@ -82,29 +68,51 @@ class TrainingRun:
                 initial_bias=recipe.objective.initial_bias,
             )
         self.frozen: dict[str, FrozenBackbone] = {}
+        self._top_of_images: keras.Model | None = None  # above the trunk, where its output is cached
         for part in ("image_backbone", "text_backbone"):
             backbone = getattr(recipe.model, part)
             if not backbone.trainable:
                 self.frozen[part] = freeze(getattr(self.model, part), backbone_config(backbone))
         if isinstance(recipe.model.image_head, AnchoredHead):
             anchor_in_language(self.model, class_embeddings(self._text_features, recipe.model.image_head.templates))
+        self.trunk = self.frozen.get("image_backbone") or self._frozen_trunk()
+        check_variations(recipe, image_is_cached=self.trunk is not None)
         self.validation = self._held_out(held_out)
         if recipe.choose_bridge:
             self._choose_bridge()
-        self.batches = self._feature_batches() if len(self.frozen) == 2 else self._pixel_batches()
+        if self.tokenizer is None and "text_backbone" not in self.frozen:
+            raise TrainingError(
+                "a text backbone with a tokeniser, to train it", "one that takes strings", "freeze it, or use another"
+            )
+        self.batches = self._pixel_batches() if self.trunk is None else self._feature_batches()
+
+    def _frozen_trunk(self) -> FrozenBackbone | None:
+        """The lower part of an image backbone of which only the top trains; None where each step needs pixels."""
+        recipe, settings = self.recipe, self.recipe.trainer.fine_tuning
+        tower = TrainedTower(
+            recipe.model.image_backbone, self.model.image_backbone, settings.image_top, settings.train_batch_norm
+        )
+        if tower.lowest == 0 or recipe.augmentation.of_images:
+            return None
+        trunk = tower.groups.section(0, tower.lowest)
+        self._top_of_images = tower.groups.section(tower.lowest, len(tower.groups))
+        return freeze(trunk, {**backbone_config(recipe.model.image_backbone), "groups": tower.lowest})
 
     def _choose_bridge(self) -> None:
         """Take the bridge's temperature and number of classes from the validation split; `self.recipe` says which."""
         head = self.recipe.model.image_head
-        if not isinstance(head, AnchoredHead) or self.validation.features is None:
+        images, texts = self.validation.images, self.validation.texts
+        if not isinstance(head, AnchoredHead) or images is None or texts is None:
+            cached = images is not None and texts is not None
             raise TrainingError(
-                "a language-anchored head on frozen backbones, whose bridge can be chosen",
-                f"a {head.kind} head" + ("" if self.validation.features else " and a backbone that trains"),
-                "set choose_bridge to False, or use AnchoredHead and freeze both backbones",
+                "a language-anchored head on cached features, whose bridge can be chosen",
+                f"a {head.kind} head" + ("" if cached else " and a backbone that trains from its input on"),
+                "set choose_bridge to False, or use AnchoredHead and freeze the backbones (of images, a lower part)",
             )
-        images, texts = (np.asarray(rows) for rows in self.validation.features)
+        features = np.asarray(images) if self._top_of_images is None else predict(self._top_of_images, images)
         kernel, bias, classes = (np.asarray(weight) for weight in self.model.image_head.get_layer("bridge").weights)
-        chosen = choose_bridge(head, images @ kernel + bias, classes, _unit(texts), self.validation.table.image_row)
+        words, rows = unit(np.asarray(texts)), self.validation.table.image_row
+        chosen = choose_bridge(head, features @ kernel + bias, classes, words, rows)
         say(
             f"language bridge: temperature {chosen.temperature:g}, {chosen.top} classes, chosen on the validation split"
         )
@@ -137,44 +145,42 @@ class TrainingRun:
         """
         image, text = self._project(self.validation)
         rows = np.array(self.validation.table.image_row)
-        return fit_calibration(_unit(image), _unit(text), rows, image_groups(self.validation.pairs))
+        return fit_calibration(unit(image), unit(text), rows, image_groups(self.validation.pairs))
 
     def _validate(self) -> Mapping[str, float]:
         """Recall@10 averaged over both directions, and the objective over batches of the validation pairs."""
         image, text = self._project(self.validation)
-        ranked = rank_both_directions(_unit(image), _unit(text), np.array(self.validation.table.image_row))
+        ranked = rank_both_directions(unit(image), unit(text), np.array(self.validation.table.image_row))
         recall = np.mean([np.mean(queries.ranks <= 10) for queries in ranked.values()])
-        return {"recall": float(recall), "loss": self._validation_loss(image, text)}
-
-    def _validation_loss(self, image: np.ndarray, text: np.ndarray) -> float:
-        """Mean objective over batches of images with their first captions."""
-        table = self.validation.table
-        first = [rows[0] for rows in table.rows_of_images(len(image))]
-        text, groups = text[first], caption_groups([table.captions[row] for row in first])
-        size = min(self.recipe.trainer.batch_size, len(image))
-        rows = np.arange(size)
-        losses = [
-            self.recipe.objective(
-                image[start : start + size],
-                text[start : start + size],
-                self.model.log_scale,
-                Matches(rows, groups[start : start + size]),
-                self.model.logit_bias,
-            )
-            for start in range(0, len(image) - size + 1, size)
-        ]
-        return float(np.mean([float(loss) for loss in losses]))
+        return {
+            "recall": float(recall),
+            "loss": self.validation.loss(
+                image, text, self.recipe.objective, self.model, self.recipe.trainer.batch_size
+            ),
+        }
 
     def _project(self, held_out: HeldOut) -> tuple[np.ndarray, np.ndarray]:
         """Projections (N, D) of held-out images and (C, D) of all their captions."""
-        if held_out.features is not None:
-            image_rows, text_rows = held_out.features
-            return _predict(self.model.image_head, image_rows), _predict(self.model.text_head, text_rows)
-        preprocessing = self.recipe.model.image_backbone.preprocessing
         image_engine, text_engine = self._engines
-        batches = decoded_batches((pair.image for pair in held_out.pairs), preprocessing, IMAGE_BATCH)
-        images = np.concatenate([image_engine.run({"pixels": batch.pixels}) for batch in batches])
+        if held_out.images is not None:
+            images = predict(self._images_from_cache, held_out.images)
+        else:
+            preprocessing = self.recipe.model.image_backbone.preprocessing
+            batches = decoded_batches((pair.image for pair in held_out.pairs), preprocessing, IMAGE_BATCH)
+            images = np.concatenate([image_engine.run({"pixels": batch.pixels}) for batch in batches])
+        if held_out.texts is not None:
+            return images, predict(self.model.text_head, held_out.texts)
         return images, run_on_texts(text_engine, self.tokenizer, held_out.table.captions)
+
+    @functools.cached_property
+    def _images_from_cache(self) -> Callable[..., Any]:
+        """What is cached of images to their projections."""
+        head, top = self.model.image_head, self._top_of_images
+        if top is None:
+            return head
+        return tf.function(
+            lambda x, training: head(top(x, training=training), training=training), reduce_retracing=True
+        )
 
     @functools.cached_property
     def _engines(self) -> tuple[KerasEngine, KerasEngine]:
@@ -186,17 +192,27 @@ class TrainingRun:
         )
 
     def _held_out(self, pairs: list[ImageTextPair]) -> HeldOut:
-        """Pairs to measure on without those that do not decode, and their features where both backbones are frozen."""
+        """Pairs to measure on without those that do not decode, and what is cached of them."""
         preprocessing = self.recipe.model.image_backbone.preprocessing
-        if len(self.frozen) < 2:
+        images: MappedRows | None = None
+        if self.trunk is None:
             batches = decoded_batches((pair.image for pair in pairs), preprocessing, IMAGE_BATCH)
             bad = [position for batch in batches for position, _ in batch.rejected]
-            kept, _ = _without(bad, pairs, None)
-            return HeldOut(kept, CaptionTable.of(kept), None)
-        rows, bad = image_features(self.frozen["image_backbone"], preprocessing, pairs)
-        kept, rows = _without(bad, pairs, rows)
+        else:
+            images, bad = self._cached_images(preprocessing, pairs)
+        kept, images = _without(bad, pairs, images)
         table = CaptionTable.of(kept)
-        return HeldOut(kept, table, (rows, self._text_features(table.captions)))
+        texts = self._text_features(table.captions) if "text_backbone" in self.frozen else None
+        return HeldOut(kept, table, images, texts)
+
+    def _cached_images(
+        self, preprocessing: ImagePreprocessing, pairs: list[ImageTextPair]
+    ) -> tuple[MappedRows, list[int]]:
+        """What the frozen part of the image backbone gives for each image, and those that do not decode."""
+        assert self.trunk is not None
+        whole = "image_backbone" in self.frozen
+        # Half precision halves a trunk's files; its rounding, 0.05 %, is far below what training moves.
+        return image_features(self.trunk, preprocessing, pairs, np.float32 if whole else np.float16)
 
     def _text_features(self, captions: Sequence[str]) -> MappedRows:
         if "text_backbone" not in self.frozen:
@@ -208,14 +224,14 @@ class TrainingRun:
         return caption_features(self.frozen["text_backbone"], self.tokenizer, captions)
 
     def _feature_batches(self) -> Batches:
-        """Batches of cached features; images that do not decode are left out."""
-        recipe, frozen = self.recipe, self.frozen["image_backbone"]
+        """Batches with what is cached of images; images that do not decode are left out."""
+        recipe = self.recipe
         preprocessing = recipe.model.image_backbone.preprocessing
-        train_rows, bad = image_features(frozen, preprocessing, self.train)
+        train_rows, bad = self._cached_images(preprocessing, self.train)
         self.train, train_rows = _without(bad, self.train, train_rows)
         views, prototypes = [train_rows], None
         if recipe.mirrored:
-            mirrored, _ = image_features(frozen, dataclasses.replace(preprocessing, mirror=True), self.train)
+            mirrored, _ = self._cached_images(dataclasses.replace(preprocessing, mirror=True), self.train)
             views.append(mirrored)
         table = CaptionTable.of(self.train)
         captions, captions_of = list(table.captions), table.rows_of_images(len(self.train))
@@ -226,13 +242,14 @@ class TrainingRun:
             for texts in prototype_captions():
                 captions_of.append(list(range(len(captions), len(captions) + len(texts))))
                 captions += texts
-        features = self._text_features(captions)
+        frozen_text = "text_backbone" in self.frozen
+        features = self._text_features(captions) if frozen_text else np.arange(len(captions))
         groups = self._image_groups()
         if groups is not None:  # prototypes are groups of their own
             groups += range(len(groups), len(captions_of))
         weights = table.weights + [1.0] * (len(captions) - len(table.captions))
         config = recipe.trainer
-        return FeatureBatches(
+        drawn = FeatureBatches(
             views,
             features,
             captions_of,
@@ -243,63 +260,32 @@ class TrainingRun:
             weights if min(weights) < 1 else None,
             prototypes,
         )
+        if frozen_text:
+            return drawn
+        assert self.tokenizer is not None
+        return TokenBatches(drawn, captions, self.tokenizer, recipe.augmentation)
 
     def _image_groups(self) -> list[int] | None:
         return image_groups(self.train) if self.recipe.group_positives else None
 
     def _pixel_batches(self) -> Batches:
-        if self.tokenizer is None:
-            raise TrainingError(
-                "a text backbone with a tokeniser", "one that takes strings", "freeze both backbones, or use another"
-            )
-        if self.recipe.mirrored or self.recipe.class_prototypes:
-            raise TrainingError(
-                "frozen backbones with mirrored views or class prototypes, which are made of cached features",
-                "a backbone that trains",
-                "set mirrored and class_prototypes to False, or freeze both backbones",
-            )
-        config, preprocessing = self.recipe.trainer, self.recipe.model.image_backbone.preprocessing
-        groups = self._image_groups()
-        return PixelBatches(self.train, preprocessing, self.tokenizer, config.batch_size, config.seed, groups)
-
-
-class PixelBatches:
-    """Batches of pixels and token ids, for backbones that train; with `image_groups` (N,), "image_group" (B,) too."""
-
-    def __init__(
-        self,
-        pairs: Sequence[ImageTextPair],
-        preprocessing: ImagePreprocessing,
-        tokenizer: CaptionTokenizer,
-        batch_size: int,
-        seed: int,
-        image_groups: Sequence[int] | None = None,
-    ) -> None:
-        self.image_groups = None if image_groups is None else np.asarray(image_groups, np.int32)
-        self.pairs, self.preprocessing, self.tokenizer = pairs, preprocessing, tokenizer
-        self.batch_size, self.seed = min(batch_size, len(pairs)), seed
-        self.steps_per_epoch = len(pairs) // self.batch_size
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, Any]]:
-        """See `Batches`."""
-        dataset = pixel_batches(
-            self.pairs, self.preprocessing, self.tokenizer, self.batch_size, self.seed, epoch, start_batch=start
+        recipe, config, frozen_text = self.recipe, self.recipe.trainer, "text_backbone" in self.frozen
+        text = self._text_features(CaptionTable.of(self.train).captions) if frozen_text else self.tokenizer
+        assert text is not None
+        return PixelBatches(
+            self.train,
+            recipe.model.image_backbone.preprocessing,
+            text,
+            config.batch_size,
+            config.seed,
+            self._image_groups(),
+            recipe.augmentation,
         )
-        try:
-            for batch in dataset.take(self.steps_per_epoch - start):
-                if self.image_groups is None:
-                    yield batch
-                else:
-                    yield {**batch, "image_group": self.image_groups[np.asarray(batch["image_row"])]}
-        except tf.errors.OpError as error:
-            raise TrainingError(
-                "images that decode",
-                (error.message or "").splitlines()[0],
-                "train on the output of python -m data.prepare, which leaves such images out",
-            ) from None
 
 
-def _without(bad: Sequence[int], pairs: list[ImageTextPair], rows: Rows) -> tuple[list[ImageTextPair], Rows]:
+def _without(
+    bad: Sequence[int], pairs: list[ImageTextPair], rows: MappedRows | None
+) -> tuple[list[ImageTextPair], Any]:
     if not bad:
         return pairs, rows
     shown = ", ".join(pairs[position].image_id for position in bad[:3])
@@ -309,12 +295,3 @@ def _without(bad: Sequence[int], pairs: list[ImageTextPair], rows: Rows) -> tupl
     if not kept:
         raise TrainingError("images that decode", "none", "check the data set with python -m data.prepare")
     return [pairs[position] for position in kept], None if rows is None else rows.only(kept)
-
-
-def _predict(head: keras.Model, features: MappedRows) -> np.ndarray:
-    rows = [head(features[start : start + 4096], training=False) for start in range(0, len(features), 4096)]
-    return np.concatenate([np.asarray(row, np.float32) for row in rows])
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -82,7 +82,7 @@ def test_a_run_takes_the_chosen_bridge_into_its_model_and_its_record() -> None:
     assert isinstance(chosen, AnchoredHead)
     assert (chosen.temperature, chosen.top) != (head.temperature, head.top)
     assert run.recipe.model == run.model.config
-    images, _ = run.validation.features
+    images = run.validation.images
     kernel, bias, words = (np.asarray(weight) for weight in run.model.image_head.get_layer("bridge").weights)
     expected = bridge(images @ kernel + bias, words, chosen.temperature, chosen.top)
     found = KerasEngine(lambda x: run.model.image_head(x, training=False)).run({"features": images})

@@ -256,3 +256,37 @@ def test_a_frozen_text_backbone_gives_the_same_rows_whatever_stands_beside_them(
     together = caption_features(backbone, tokenizer(), ["red", "small green square", "blue circle"])
     alone = caption_features(backbone, tokenizer(), ["blue circle"])
     np.testing.assert_allclose(together[2], alone[0], atol=1e-5)
+
+
+class MapEngine:
+    """Gives the pixels themselves, as a trunk gives maps."""
+
+    name = "maps"
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return next(iter(inputs.values()))
+
+
+def test_outputs_of_a_trunk_stay_in_their_files_as_half_floats(small_blocks: None) -> None:
+    chosen = pairs(1, None, 3, 4, 5, None)
+    trunk = FrozenBackbone("trunk", MapEngine(), None)
+    rows, bad = image_features(trunk, PREPROCESSING, chosen, np.float16)
+    assert bad == [1, 5]
+    expected = [load_pixels(png(number), PREPROCESSING).astype(np.float16) for number in (1, 3, 4, 5)]
+    kept = rows.only([0, 2, 3, 4])
+    assert len(kept) == 4
+    np.testing.assert_array_equal(kept[:], expected)
+    np.testing.assert_array_equal(kept[[3, 0]], [expected[3], expected[0]])
+    np.testing.assert_array_equal(kept[np.int64(1)], expected[1])
+    assert isinstance(kept.array, np.memmap)
+    again, _ = image_features(trunk, PREPROCESSING, chosen, np.float16)
+    np.testing.assert_array_equal(again[:], rows[:])
+    features, _ = image_features(FrozenBackbone("trunk", CountingEngine(), None), PREPROCESSING, chosen)
+    assert features.dtype == np.float32, "features and maps of one key are different entries"
+
+
+def test_a_trunk_of_which_no_image_of_a_block_decodes_gives_zeros_there(small_blocks: None) -> None:
+    chosen = pairs(None, None, None, None, 5)
+    rows, bad = image_features(FrozenBackbone("trunk", MapEngine(), None), PREPROCESSING, chosen, np.float16)
+    assert bad == [0, 1, 2, 3]
+    assert rows[:].shape == (5, PREPROCESSING.size, PREPROCESSING.size, 3)

@@ -183,9 +183,9 @@ def test_a_directory_of_other_things_is_not_replaced(data: str, tmp_path: Path) 
 
 
 def test_a_recipe_that_asks_for_cached_features_needs_frozen_backbones(data: str, tmp_path: Path) -> None:
-    for setting in ({"mirrored": True}, {"class_prototypes": True}):
-        with pytest.raises(TrainingError, match="frozen backbones with mirrored views or class prototypes"):
-            train(dataclasses.replace(RECIPE, **setting), data, tmp_path / "model")
+    for setting, expected in (("mirrored", "images that come from a cache"), ("class_prototypes", "a frozen image")):
+        with pytest.raises(TrainingError, match=expected):
+            train(dataclasses.replace(RECIPE, **{setting: True}), data, tmp_path / "model")
     with pytest.raises(TrainingError, match="scratch_image, which has none"):
         train(dataclasses.replace(FROZEN, class_prototypes=True), data, tmp_path / "model")
 
