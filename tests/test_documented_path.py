@@ -59,16 +59,16 @@ def test_a_table_becomes_a_server_that_finds_its_pictures(tmp_path: Path) -> Non
     *steps, serve, search = documented()
     said = {module: machine.done(module, *arguments, cwd=tmp_path, timeout=900) for module, *arguments in steps}
 
-    assert f"{IMAGES}" in said["data.prepare"].output
+    assert set(said) >= {"data.doctor", "data.prepare", "dual_encoder.train", "dual_encoder.evaluate"}
     assert "because" in said["dual_encoder.train"].output, "the recipe was chosen, with reasons"
-    bundle = open_bundle(tmp_path / "build" / "my_model")
+    bundle = open_bundle(tmp_path / "build" / "clean_model")
     assert bundle.manifest["trained"]["recipe"]["name"] == "auto"
     test = json.loads((bundle.path / METRICS).read_text("utf-8"))["test"]["text_to_image"]
     assert test["gallery"] > 10
     assert test["recall@10"] > 2 * 10 / test["gallery"], "well above chance on pictures that training never saw"
     assert "| test | text to image |" in (bundle.path / CARD).read_text("utf-8")
-    assert (tmp_path / "build" / "my_evaluation.html").stat().st_size > 10_000
-    again = machine.done("dual_encoder.train", *steps[1][1:], cwd=tmp_path)
+    assert (tmp_path / "build" / "clean_evaluation.html").stat().st_size > 10_000
+    again = machine.done("dual_encoder.train", *steps[2][1:], cwd=tmp_path, timeout=900)
     assert "left as it is" in again.errors, "the same choice on the same machine is the same run"
 
     assert serve[0] == "serving.server"
