@@ -1,7 +1,7 @@
 # The same commands for a person, a hook and CI. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow lint format proto bench clean
+.PHONY: help setup setup-dev demo test test-slow lint format proto peers bench clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -57,9 +57,16 @@ format: setup-dev  ## rewrite the code in the project's style
 proto: setup-dev  ## generate the stubs under protos/
 	@$(BIN)/python -m tools.generate_protos
 
+peers: build/peers/.installed  ## install what benchmarks compare with into build/peers (PyTorch: several GB)
+
+build/peers/.installed: benchmarks/requirements.txt
+	@$(PYTHON) -m venv build/peers
+	@build/peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 bench: setup-dev  ## run the benchmarks that need a data set, see docs/benchmarks.md
 	@mkdir -p build
 	@$(BIN)/python -m benchmarks.training_quality --json build/training_quality.json
 
-clean:  ## remove what the demo made; the environment and the caches stay
-	@rm -rf build
+clean:  ## remove what the demo made; the environments and the caches stay
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name peers -exec rm -rf {} +

@@ -20,6 +20,7 @@ TOOLS = (
     "serving.client",
     "benchmarks.anchoring",
     "benchmarks.training_quality",
+    "benchmarks.training_speed",
     "tools.demo",
 )
 HEAVY = re.compile(r"\|\s*(tensorflow|keras|faiss|onnxruntime|ray|torch)(\.|\s|$)", re.MULTILINE)
