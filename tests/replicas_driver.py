@@ -128,10 +128,16 @@ class Watched:
 
 
 def arrays(run: Trainer) -> list[np.ndarray]:
-    """Every variable but the bias of an attention's keys, which changes nothing: its gradient is rounding alone, and
-    Adam makes steps of full length of that."""
-    variables = run._checkpoint_variables().values()
-    return [np.asarray(variable) for variable in variables if not getattr(variable, "path", "").endswith("key/bias")]
+    """Every variable but the biases of the keys of attention, a third of `qkv_bias`, which change nothing: their
+    gradients are rounding alone, and Adam makes steps of full length of that."""
+    found = []
+    for variable in run._checkpoint_variables().values():
+        array = np.asarray(variable).copy()
+        if getattr(variable, "path", "").endswith("/qkv_bias"):
+            third = len(array) // 3
+            array[third : 2 * third] = 0
+        found.append(array)
+    return found
 
 
 def difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:

@@ -42,10 +42,13 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def assert_same(figures: dict[str, float], tolerance: float) -> None:
-    """Of the largest number of an array; Adam's moments after the first step are the gradients."""
+    """Of the largest number of an array; Adam's moments after the first step are the gradients.
+
+    Four steps of Adam, which divides by a gradient's own size, make ten times as much of a difference.
+    """
     assert figures["loss"] < tolerance
     assert figures["gradients"] < tolerance
-    assert figures["end"] < tolerance
+    assert figures["end"] < 10 * tolerance
     assert figures["moved"] > 0.1
 
 
