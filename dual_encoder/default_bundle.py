@@ -8,16 +8,15 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import numpy as np
 
 from data.console import say
 from data.durable import cache_directory, digest_json
 from data.errors import BundleError
 from data.quiet_tensorflow import load_tensorflow
 from dual_encoder.bundle import FORMAT, Bundle, open_bundle
-
-if TYPE_CHECKING:
-    import numpy as np
 
 NAME = "default"
 

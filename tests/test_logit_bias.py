@@ -39,7 +39,9 @@ def test_the_sigmoid_loss_trains_scale_bias_and_heads(tmp_path: Path, chunk_size
     assert history[-1]["loss"] < history[0]["loss"] / 2
     assert abs(history[-1]["bias"] + 10) > 0.05
     assert abs(history[-1]["scale"] - 10) > 0.05
-    assert not run.optimizer._use_weight_decay(run.model.logit_bias)
+    place = [variable is run.model.logit_bias for variable in run.model.trainable_variables].index(True)
+    assert run.optimizer.settings[place].weight_decay == 0
+    assert any(settings.weight_decay for settings in run.optimizer.settings), "others do decay"
 
 
 def test_a_run_with_a_bias_goes_on_bit_by_bit(tmp_path: Path) -> None:
