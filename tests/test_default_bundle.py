@@ -36,6 +36,18 @@ SUBJECTS = {
     "🦖": "a dinosaur",
 }
 
+# Kinds of things that ImageNet has no class of, and drawings of each kind.
+KINDS = {
+    "something to eat": "🍕🍓🍌🍔🌭🍦",
+    "a musical instrument": "🎸🎻🎹🎷🥁🎺",
+    "a bird": "🐧🦩🦆🦅🦉🦚",
+    "a vehicle": "🚲🚗🚌🚂🚜🚑",
+    "an animal of the savanna": "🦓🐘🦁🐆",
+    "an insect": "🦋🐝🐞🦗",
+    "a piece of furniture": "🪑🛋🛏",
+    "something to wear": "👗👕👢👒🧤",
+}
+
 
 def test_drawings_are_found_by_their_names_though_it_only_knows_photographs(default_runtime: Runtime) -> None:
     images = default_runtime.embed_images([draw(character) for character in SUBJECTS])
@@ -47,11 +59,22 @@ def test_drawings_are_found_by_their_names_though_it_only_knows_photographs(defa
     assert ranks.mean() < 7, named  # chance: 8.5
 
 
-def test_a_name_is_understood_beyond_the_class_s_own_words(default_runtime: Runtime) -> None:
-    """Words that no ImageNet class has reach it through the sentence encoder."""
-    images = default_runtime.embed_images([draw("🦓"), draw("🍕"), draw("🎸"), draw("🐧")])
-    questions = ["something to eat", "a musical instrument", "a bird on the ice"]
-    assert np.argmax(default_runtime.embed_texts(questions) @ images.T, axis=1).tolist() == [1, 2, 3]
+def test_kinds_of_things_are_found_by_words_that_no_class_has(default_runtime: Runtime) -> None:
+    """The names of kinds reach their classes through the sentence encoder; line drawings are hard, so by mean AP."""
+    drawn = [(kind, character) for kind, characters in KINDS.items() for character in characters]
+    images = default_runtime.embed_images([draw(character) for _, character in drawn])
+    scores = default_runtime.embed_texts(list(KINDS)) @ images.T
+    relevant = np.array([[kind == wanted for kind, _ in drawn] for wanted in KINDS])
+    by_chance = np.mean(
+        [_mean_average_precision(np.random.default_rng(i).random(scores.shape), relevant) for i in range(50)]
+    )
+    assert _mean_average_precision(scores, relevant) > 2 * by_chance
+
+
+def _mean_average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
+    ranked = np.take_along_axis(relevant, np.argsort(-scores, axis=1), axis=1)
+    precision = np.cumsum(ranked, axis=1) / np.arange(1, ranked.shape[1] + 1)
+    return float(((precision * ranked).sum(axis=1) / ranked.sum(axis=1)).mean())
 
 
 def test_it_says_what_it_is(default_runtime: Runtime) -> None:
