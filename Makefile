@@ -37,7 +37,7 @@ demo: setup  ## train, index, serve and query; IMAGES=DIR serves your own folder
 	@$(BIN)/python -m tools.demo --mode $(DEMO) --address $(ADDRESS) $(if $(IMAGES),--images $(IMAGES))
 
 test: setup-dev  ## run the tests (under 10 minutes on two cores)
-	@$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
 
 test-slow: setup-dev  ## run the heavier checks
 	@$(BIN)/python -m pytest -m slow $(TESTS)

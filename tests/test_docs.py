@@ -152,7 +152,8 @@ def test_every_benchmark_of_the_documents_reports(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_python_example_runs(document: str, reader: Reader) -> None:
+def test_every_python_example_runs(document: str, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(reader.directory)
     for block in blocks(document, "python"):
         for shown, real in reader.addresses.items():
             block = block.replace(shown, real)

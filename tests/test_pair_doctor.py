@@ -1,0 +1,64 @@
+"""Captions on the wrong drawings are found by the command's own backbones, and the benchmark moves what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.doctor import TARGETS, area_under_roc, examine, shuffle_captions, target_captions
+from data.pairs import ImageTextPair
+from data.sources.openmoji import OpenMoji
+from dual_encoder.pair_doctor import mismatched_pairs
+
+Splits = dict[str, list[ImageTextPair]]
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    """Drawings of every sixth emoji."""
+    pairs = list(OpenMoji())[::6]
+    return {"train": pairs[:240], "validation": pairs[240:280], "test": pairs[280:]}
+
+
+def captions_of(splits: Splits) -> list[tuple[str, ...]]:
+    return [tuple(pair.captions) for part in ("train", "validation") for pair in splits[part]]
+
+
+def test_captions_on_wrong_drawings_are_more_suspicious_than_others(splits: Splits) -> None:
+    figures, entries = examine(shuffle_captions(splits, 0.2, seed=1), splits)
+    assert figures["wrong"] == pytest.approx(0.2, abs=0.05)
+    assert figures["auroc"] > 0.7
+    assert all(entry.reason == "mismatched" and entry.weight <= 0.9 for entry in entries)
+
+
+@pytest.mark.slow
+def test_every_caption_is_judged_and_the_most_suspicious_comes_first(splits: Splits) -> None:
+    pairs = splits["train"][:60]
+    entries, share = mismatched_pairs(pairs, 0.0)
+    judged = {(entry.image_id, entry.caption) for entry in entries}
+    assert judged == {(pair.image_id, caption) for pair in pairs for caption in pair.captions}
+    scores = [entry.score for entry in entries]
+    assert scores == sorted(scores)
+    assert share == pytest.approx(1 - np.mean([entry.weight for entry in entries]), abs=1e-3)
+
+
+def test_shuffling_moves_that_share_of_captions_and_leaves_the_test_split(splits: Splits) -> None:
+    moved = shuffle_captions(splits, 0.3, seed=0)
+    before, after = captions_of(splits), captions_of(moved)
+    assert sorted(before) == sorted(after)
+    assert np.mean([a != b for a, b in zip(before, after, strict=True)]) == pytest.approx(0.3, abs=0.01)
+    assert moved["test"] == splits["test"]
+    assert captions_of(shuffle_captions(splits, 0.0, seed=0)) == before
+
+
+def test_a_targeted_attack_repeats_a_few_captions(splits: Splits) -> None:
+    before, after = captions_of(splits), captions_of(target_captions(splits, 0.1, seed=0))
+    poisoned = [b for a, b in zip(before, after, strict=True) if a != b]
+    assert len(poisoned) == round(0.1 * len(before))
+    assert len(set(poisoned)) == TARGETS
+
+
+def test_the_area_under_the_curve_counts_pairs_in_the_right_order() -> None:
+    suspicion, wrong = np.array([3.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False])
+    assert area_under_roc(suspicion, wrong) == 3.5 / 4
+    assert np.isnan(area_under_roc(suspicion, np.zeros(4, bool)))
