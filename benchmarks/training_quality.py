@@ -147,7 +147,7 @@ def _print_across(untrained: Measured, baseline: dict[str, Measured], best: dict
     console.print_table("text → image across data sets", [*columns, "ratio of R@1", "ratio of R@10"], table)
 
 
-def _cell(runs: Sequence[dict[str, Any]], metric: str, direction: str) -> str:
+def _cell(runs: Sequence[dict[str, Any]], metric: str, direction: str = "text_to_image") -> str:
     scale = 1 if metric == "median_rank" else 100
     values = [scale * run[direction][metric] for run in runs]
     spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
