@@ -13,7 +13,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from benchmarks.report import Report, argument_parser
 from benchmarks.training_quality import default_data
 from data import console
 from data.doctor import LISTED_FROM
-from data.quarantine import DROPPED_BELOW, Quarantine, QuarantineEntry
+from data.quarantine import CLEANED, DROPPED_BELOW, Mode, Quarantine, QuarantineEntry
 from data.quiet_tensorflow import load_tensorflow
 from data.sources import open_source
 from data.splits import split_pairs
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from data.pairs import ImageTextPair
 
 TARGETS = 5  # captions that a targeted attack puts on other images
-CLEANED = ("train", "validation")
 Splits = dict[str, list["ImageTextPair"]]
 
 
@@ -51,29 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     rates = sorted({*options.rates, options.trained_rate})
     shuffled = {rate: [shuffle_captions(splits, rate, seed) for seed in seeds] for rate in rates}
     attacks = {f"shuffled, {100 * rate:.0f} %": data for rate, data in shuffled.items()}
-    attacks[f"targeted, {100 * options.targeted_rate:.0f} %"] = [
-        target_captions(splits, options.targeted_rate, seed) for seed in seeds
-    ]
-    trained = [f"shuffled, {100 * options.trained_rate:.0f} %", f"targeted, {100 * options.targeted_rate:.0f} %"]
+    noisy, targeted = f"shuffled, {100 * options.trained_rate:.0f} %", f"targeted, {100 * options.targeted_rate:.0f} %"
+    attacks[targeted] = [target_captions(splits, options.targeted_rate, seed) for seed in seeds]
     found = {name: [examine(data, splits) for data in corrupted] for name, corrupted in attacks.items()}
     report.figures["detection"] = {name: [figures for figures, _ in runs] for name, runs in found.items()}
     _print_detection(report.figures["detection"], source.name)
     retrieval = {"clean": [_trained(splits, seed) for seed in seeds]}
-    for name in trained:
+    for name in (noisy, targeted):
         for seed in seeds:
             data, entries = attacks[name][seed], found[name][seed][1]
             ways = {"as it is": data} | {
-                f"doctor, {mode}": data | Quarantine(entries, mode).of_splits({part: data[part] for part in CLEANED})  # type: ignore[arg-type]
-                for mode in ("drop", "down-weight")
+                f"doctor, {mode}": data | Quarantine(entries, mode).of_splits({part: data[part] for part in CLEANED})
+                for mode in get_args(Mode)
             }
             for way, left in ways.items():
                 console.say(f"{name}, {way}, seed {seed}")
                 retrieval.setdefault(f"{name}, {way}", []).append(_trained(left, seed))
     report.figures["retrieval"] = retrieval
     _print_retrieval(retrieval, source.name)
-    noisy = f"shuffled, {100 * options.trained_rate:.0f} %"
-    auroc = np.mean([figures["auroc"] for figures in report.figures["detection"][noisy]])
-    report.at_least(f"AUROC, {noisy}", float(auroc), 0.9)
+    area = np.mean([figures["auroc"] for figures in report.figures["detection"][noisy]])
+    report.at_least(f"AUROC, {noisy}", float(area), 0.9)
     report.at_least(f"R@10 / clean, {noisy}, doctor, drop", _retained(retrieval, f"{noisy}, doctor, drop"), 0.9)
     return report.finish(options.json)
 
@@ -107,6 +103,7 @@ def _with_captions(splits: Splits, captions: list[Any]) -> Splits:
 
 def examine(corrupted: Splits, splits: Splits) -> tuple[dict[str, float], list[QuarantineEntry]]:
     """What the doctor's scorer says of the captions, and its quarantine; `splits` hold the truth."""
+    from dual_encoder.calibration_fit import auroc
     from dual_encoder.pair_doctor import mismatched_pairs
 
     true = {(pair.image_id, caption) for part in CLEANED for pair in splits[part] for caption in pair.captions}
@@ -117,21 +114,12 @@ def examine(corrupted: Splits, splits: Splits) -> tuple[dict[str, float], list[Q
     figures = {
         "wrong": float(wrong.mean()),
         "estimated": share,
-        "auroc": area_under_roc(-log_odds, wrong),
+        "auroc": auroc(-log_odds[wrong], -log_odds[~wrong]) if wrong.any() else float("nan"),
         "precision": float(wrong[listed].mean()) if listed.any() else float("nan"),
         "recall": float(listed[wrong].mean()) if wrong.any() else float("nan"),
         "right ones listed": float(listed[~wrong].mean()),
     }
     return figures, [entry for entry in entries if entry.weight <= 1 - LISTED_FROM]
-
-
-def area_under_roc(suspicion: np.ndarray, wrong: np.ndarray) -> float:
-    """The chance that a wrong pair (C,) is more suspicious than a right one, ties counting half."""
-    if wrong.all() or not wrong.any():
-        return float("nan")
-    right = np.sort(suspicion[~wrong])
-    below, not_above = (np.searchsorted(right, suspicion[wrong], side) for side in ("left", "right"))
-    return float((below + not_above).mean() / 2 / len(right))
 
 
 def _trained(splits: Splits, seed: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.doctor import TARGETS, area_under_roc, examine, shuffle_captions, target_captions
+from benchmarks.doctor import TARGETS, examine, shuffle_captions, target_captions
 from data.pairs import ImageTextPair
 from data.sources.openmoji import OpenMoji
 from dual_encoder.pair_doctor import mismatched_pairs
@@ -56,9 +56,3 @@ def test_a_targeted_attack_repeats_a_few_captions(splits: Splits) -> None:
     poisoned = [b for a, b in zip(before, after, strict=True) if a != b]
     assert len(poisoned) == round(0.1 * len(before))
     assert len(set(poisoned)) == TARGETS
-
-
-def test_the_area_under_the_curve_counts_pairs_in_the_right_order() -> None:
-    suspicion, wrong = np.array([3.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False])
-    assert area_under_roc(suspicion, wrong) == 3.5 / 4
-    assert np.isnan(area_under_roc(suspicion, np.zeros(4, bool)))
