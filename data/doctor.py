@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ PARTS = ("images", "captions", "pairs")
 SMALLEST_SIDE = 32  # pixels
 BLANK_DEVIATION = 2.0  # of pixel values, 0 to 255
 FILE_NAME = re.compile(r"(?i)^(img|dscn?|image|photo|screenshot)?[\s_-]*\d[\d\s_-]*$|^\S+\.(jpe?g|png|gif|webp)$")
+Member = tuple[str, str | None, str | None]  # image id, group, split of an image
 LISTED_FROM = 0.1  # probability of a mismatch
 
 
@@ -74,27 +75,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def look_at_images(pairs: Any) -> tuple[list[QuarantineEntry], dict[str, str], int]:
     """Entries of unusable images and of copies of test images, groups of identical images, the number of copies."""
-    first: dict[str, tuple[str, str | None, str | None]] = {}  # digest → image id, group, split
-    groups: dict[str, str] = {}
+    identical: dict[str, list[Member]] = {}  # by digest
     listed: list[QuarantineEntry] = []
-    copies = 0
     seen = console.progress(map_ordered(_looked_at, pairs, ahead=64), "looking at images", total=len(pairs))
     for pair, digest, reason in seen:
         if reason:
             listed.append(QuarantineEntry(pair.image_id, None, reason))
-        if digest is None:
-            continue
-        if digest not in first:
-            first[digest] = (pair.image_id, pair.group, pair.split)
-            continue
-        copies += 1
-        other, group, split = first[digest]
-        groups.setdefault(other, group or f"same image as {other}")
-        groups[pair.image_id] = groups[other]
-        if pair.split != split and "test" in (pair.split, split):
-            copy = pair.image_id if split == "test" else other
-            listed.append(QuarantineEntry(copy, None, "copy of a test image"))
-    return listed, groups, copies
+        if digest is not None:
+            identical.setdefault(digest, []).append((pair.image_id, pair.group, pair.split))
+    for members in identical.values():
+        if any(split == "test" for _, _, split in members):
+            listed += [QuarantineEntry(i, None, "copy of a test image") for i, _, split in members if split != "test"]
+    return listed, join_groups(identical.values()), sum(len(members) - 1 for members in identical.values())
+
+
+def join_groups(identical: Iterable[list[Member]]) -> dict[str, str]:
+    """The group of each image with a copy, and of its own group; groups with a copy in common are joined whole."""
+    sets = [list(members) for members in identical]
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(key: tuple[str, str]) -> tuple[str, str]:
+        while (above := parent.get(key, key)) != key:
+            parent[key] = key = parent.get(above, above)
+        return key
+
+    for first, *others in sets:
+        for other in others:
+            parent[root(_key(other))] = root(_key(first))
+    joined = {root(key) for key in parent}
+    groups: dict[str, str] = {}
+    for members in sets:
+        for member in members:
+            if (top := root(_key(member))) in joined:
+                groups[member[0]] = top[1] if top[0] == "group" else f"same image as {top[1]}"
+    return groups
+
+
+def _key(member: Member) -> tuple[str, str]:
+    image_id, group, _ = member
+    return ("image", image_id) if group is None else ("group", group)
 
 
 def look_at_captions(pairs: Any) -> Iterator[QuarantineEntry]:
