@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dual_encoder.pair_scores import pair_scores
+from dual_encoder.pair_scores import PairFeatures, pair_scores
 
+PRIOR = 0.01  # precision of the coefficients of the log ratio
 PENALTIES = (10.0, 5.0)  # of the first round, which trusts every pair, and of the second, which knows better
 
 
@@ -30,13 +31,11 @@ class Mismatch:
         return float(self.probability.mean())
 
 
-def find_mismatched(
-    images: np.ndarray, captions: np.ndarray, image_row: np.ndarray, groups: np.ndarray, seed: int = 0
-) -> Mismatch:
-    """Score every pair out of fold, judge, and once more by what is believed to fit; see `pair_scores` for shapes."""
-    trust = np.ones(len(captions))
+def find_mismatched(pairs: PairFeatures, seed: int = 0) -> Mismatch:
+    """Score every pair out of fold, judge, and once more by what is believed to fit."""
+    trust = np.ones(len(pairs.captions))
     for number, penalty in enumerate(PENALTIES):
-        found = separate(*pair_scores(images, captions, image_row, groups, trust, penalty, seed + number))
+        found = separate(*pair_scores(pairs, trust, penalty, seed + number))
         trust = np.maximum(1 - found.probability, 1e-3)
     return found
 
@@ -63,19 +62,29 @@ def separate(scores: np.ndarray, random: np.ndarray, iterations: int = 200) -> M
 
 
 def _design(signals: np.ndarray) -> np.ndarray:
-    """A constant, the signals, and the square of the first."""
-    return np.concatenate([np.ones((len(signals), 1)), signals, signals[:, :1] ** 2], axis=1)
+    """A constant and the signals."""
+    return np.concatenate([np.ones((len(signals), 1)), signals], axis=1)
 
 
 def _logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray, start: np.ndarray, steps: int = 8) -> np.ndarray:
-    """Weighted logistic regression by Newton's method, from `start`."""
-    coefficients = start
+    """Weighted logistic regression with a prior, by Newton's method from `start`, never a step uphill.
+
+    The prior and the halved steps keep it finite where pairs that fit lie apart from random ones.
+    """
+
+    def loss(coefficients: np.ndarray) -> float:
+        logit = x @ coefficients
+        return float(weights @ (np.logaddexp(0, logit) - y * logit) + PRIOR / 2 * coefficients @ coefficients)
+
+    coefficients, before = start, loss(start)
     for _ in range(steps):
         chance = 1 / (1 + np.exp(-np.clip(x @ coefficients, -30, 30)))
-        gradient = x.T @ (weights * (chance - y)) + 1e-6 * coefficients
-        hessian = (x * (weights * chance * (1 - chance))[:, None]).T @ x + 1e-6 * np.eye(len(coefficients))
+        gradient = x.T @ (weights * (chance - y)) + PRIOR * coefficients
+        hessian = (x * (weights * chance * (1 - chance))[:, None]).T @ x + PRIOR * np.eye(len(coefficients))
         step = np.linalg.solve(hessian, gradient)
-        coefficients = coefficients - step
+        while (after := loss(coefficients - step)) > before and np.abs(step).max() > 1e-9:
+            step /= 2
+        coefficients, before = coefficients - step, after
         if np.abs(step).max() < 1e-6:
             break
     return coefficients

@@ -1,44 +1,58 @@
 """Scores how well captions fit their images, by models that never saw the pair or its group; knows no file and no list.
 
-Both sides are frozen features. Three signals for each pair, all compared with what random pairs of the same fold get:
+Both sides are frozen features. Up to four signals for each pair, all compared with what random pairs of the same fold
+get:
 
 1. a ridge regression from image features to caption features, fitted on the other folds;
 2. how far the caption agrees with those of the image's nearest neighbours in the other folds;
-3. how far the image agrees with those of the caption's nearest neighbours there.
+3. how far the image agrees with those of the caption's nearest neighbours there;
+4. how far the caption agrees with what the image is taken for without any of these pairs, where that is given.
 
-The last two are label sanitisation by neighbours (Paudice et al. 2018, arXiv:1803.00992), for pairs. A closed-form
-regression averages wrong captions away instead of learning them by heart, which is what early stopping is for in
-networks (Huang et al., "Learning with Noisy Correspondence", NeurIPS 2021). Time grows with C², memory with C² / FOLDS:
-meant for some tens of thousands of captions.
+The second and third are label sanitisation by neighbours (Paudice et al. 2018, arXiv:1803.00992), for pairs. The fourth
+has learned nothing from the pairs: it tells most where many captions are wrong. A closed-form regression averages wrong
+captions away instead of learning them by heart, which is what early stopping is for in networks (Huang et al.,
+"Learning with Noisy Correspondence", NeurIPS 2021). Pairs are taken in parts of some `PART` captions that know nothing
+of each other, so that time grows with the number of captions and memory does not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 from data.errors import SourceError
+from dual_encoder.feature_store import MappedRows
 
 FOLDS = 5
 NEIGHBOURS = 10
 GALLERY = 2000  # random partners that a score is compared with, at most
 SMALLEST = 20  # groups
+PART = 25_000  # captions judged together: 1 GB of scores at a time
 
 
-def pair_scores(
-    images: np.ndarray,
-    captions: np.ndarray,
-    image_row: np.ndarray,
-    groups: np.ndarray,
-    trust: np.ndarray,
-    penalty: float,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Signals (C, 3) of the pairs, and (C, 3) of as many pairs at random, which show what a mismatch looks like.
+@dataclass(frozen=True)
+class PairFeatures:
+    """Features of images (N, F) and of captions (C, G); caption c belongs to image `image_row[c]`.
 
-    `images` (N, F) and `captions` (C, G) are features, caption c belongs to image `image_row[c]`, and images of one of
-    `groups` (N,) are never in different folds. `trust` (C,) weights the pairs to learn from. `SourceError` for too few.
+    Images of one of `groups` (N,) are judged without each other. `named` (N, G), or None, says in the captions' space
+    what each image is taken for by a model that never saw the pairs.
     """
-    group = np.unique(groups, return_inverse=True)[1][image_row]
+
+    images: np.ndarray | MappedRows
+    captions: np.ndarray | MappedRows
+    image_row: np.ndarray
+    groups: np.ndarray
+    named: np.ndarray | None = None
+
+
+def pair_scores(pairs: PairFeatures, trust: np.ndarray, penalty: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Signals (C, K) of the pairs, and (C, K) of as many pairs at random, which show what a mismatch looks like.
+
+    `trust` (C,) weights the pairs to learn from. `SourceError` for too few.
+    """
+    group = np.unique(pairs.groups, return_inverse=True)[1][pairs.image_row]
     count = int(group.max(initial=-1)) + 1
     if count < SMALLEST:
         raise SourceError(
@@ -47,23 +61,48 @@ def pair_scores(
             "check captions by eye, or leave this part out",
         )
     random = np.random.default_rng(seed)
-    fold = (random.permutation(count) % FOLDS)[group]
-    centred_images = (images - images.mean(axis=0))[image_row].astype(np.float32)
-    centred_captions = (captions - captions.mean(axis=0)).astype(np.float32)
-    image, caption = _unit(centred_images), _unit(centred_captions)
-    real, chance = np.zeros((len(captions), 3)), np.zeros((len(captions), 3))
-    for number in range(FOLDS):
-        held, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        predicted = _ridge(centred_images[rest], centred_captions[rest], trust[rest], penalty, centred_images[held])
-        tables = (
-            _unit(predicted) @ caption[held].T,
-            _neighbour_mean(image, caption, held, rest, trust) @ caption[held].T,
-            (_neighbour_mean(caption, image, held, rest, trust) @ image[held].T).T,
+    parts = min(-(-len(group) // PART), count // SMALLEST)
+    fold = random.permutation(count) % (FOLDS * parts)  # of each group
+    signals = 3 if pairs.named is None else 4
+    real, chance = np.zeros((len(group), signals)), np.zeros((len(group), signals))
+    for part in range(parts):
+        rows = np.flatnonzero(fold[group] // FOLDS == part)
+        real[rows], chance[rows] = _part_scores(
+            pairs, rows, group[rows], fold[group[rows]], trust[rows], penalty, random
         )
-        own = np.arange(len(held))
-        partner = _partners(group[held], random)
+    return real, chance
+
+
+def _part_scores(
+    pairs: PairFeatures,
+    rows: np.ndarray,
+    group: np.ndarray,
+    fold: np.ndarray,
+    trust: np.ndarray,
+    penalty: float,
+    random: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`pair_scores` of the captions `rows` (B,), whose groups, folds and trust are given."""
+    image_row = pairs.image_row[rows]
+    image_features, caption_features = _centred(_unit(pairs.images[image_row])), _centred(pairs.captions[rows])
+    image, caption = _unit(image_features), _unit(caption_features)
+    named = None if pairs.named is None else _unit(_centred(pairs.named[image_row]))
+
+    def tables(held: np.ndarray, rest: np.ndarray) -> Iterator[np.ndarray]:
+        known = (image_features[rest], caption_features[rest], trust[rest])
+        yield _unit(_ridge(*known, penalty, image_features[held])) @ caption[held].T
+        yield _neighbour_mean(image, caption, held, rest, trust) @ caption[held].T
+        yield image[held] @ _neighbour_mean(caption, image, held, rest, trust).T
+        if named is not None:
+            yield named[held] @ caption[held].T
+
+    signals = 3 if named is None else 4
+    real, chance = np.zeros((len(rows), signals)), np.zeros((len(rows), signals))
+    for number in np.unique(fold):
+        held, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        own, partner = np.arange(len(held)), _partners(group[held], random)
         gallery = random.permutation(len(held))[:GALLERY]
-        for column, table in enumerate(tables):
+        for column, table in enumerate(tables(held, rest)):
             standard = _standardised(table, gallery)
             real[held, column], chance[held, column] = standard[own, own], standard[own, partner]
     return real, chance
@@ -103,6 +142,10 @@ def _partners(group: np.ndarray, random: np.random.Generator) -> np.ndarray:
         same = np.flatnonzero(group[partner] == group)
         partner[same] = random.integers(0, len(group), len(same))
     return partner
+
+
+def _centred(vectors: np.ndarray) -> np.ndarray:
+    return (vectors - vectors.mean(axis=0)).astype(np.float32)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chain import ROOT, Chain, Served
@@ -122,8 +123,13 @@ def takes_long(command: str) -> bool:
     return "-m benchmarks." in command and "--help" not in command
 
 
+def quick_or_slow(document: str) -> Any:
+    """The guide to training trains several models, one after the other."""
+    return pytest.param(document, marks=pytest.mark.slow) if document == "docs/training.md" else document
+
+
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", map(quick_or_slow, DOCUMENTS))
 def test_every_command_of_a_document_runs(document: str, reader: Reader) -> None:
     run = 0
     for command in commands(document):
