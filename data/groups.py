@@ -1,13 +1,18 @@
-"""Groups of images that must not be parted, as JSON lines `{"image_id": …, "group": …}`; knows not who found them."""
+"""Groups of images that must not be parted, joined and as JSON lines `{"image_id": …, "group": …}`; knows no image."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 from data.durable import canonical_json, write_atomic
 from data.errors import SourceError
+from data.splits import UnionFind
+
+Member = tuple[str, str | None, str | None]  # image id, group, split of an image
+_Key = tuple[str, str]  # "image" or "group", and which
 
 
 def read_groups(path: Path) -> dict[str, str]:
@@ -38,6 +43,27 @@ def write_groups(path: Path, groups: Mapping[str, str]) -> None:
     """Write a list that `read_groups` reads."""
     rows = ({"image_id": image_id, "group": group} for image_id, group in groups.items())
     write_atomic(path, b"".join(canonical_json(row) + b"\n" for row in rows))
+
+
+def join_groups(identical: Iterable[list[Member]]) -> dict[str, str]:
+    """The group of each image with a copy, and of its own group; groups with a copy in common are joined whole."""
+    sets = [list(members) for members in identical]
+    keys = UnionFind()
+    for first, *others in sets:
+        for other in others:
+            keys.join(_key(other), _key(first))
+    groups: dict[str, str] = {}
+    for members in sets:
+        for member in members:
+            if (key := _key(member)) in keys:
+                kind, name = cast(_Key, keys.find(key))
+                groups[member[0]] = name if kind == "group" else f"same image as {name}"
+    return groups
+
+
+def _key(member: Member) -> _Key:
+    image_id, group, _ = member
+    return ("image", image_id) if group is None else ("group", group)
 
 
 def _texts(row: dict[str, object]) -> bool:
