@@ -122,10 +122,14 @@ class _Search:
 
 
 def within_radius(own: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (P,), (P,) of all pairs i < j with `own[i]` and `other[j]`, or the other way, within the radius; each
-    once or twice."""
+    """All positions i ≠ j (P,), (P,) with `own[i]` and `other[j]` within the radius; i < j where both are the same.
+
+    Each pair comes once.
+    """
     same = own is other or np.array_equal(own, other)
-    flips = [sum(1 << bit for bit in bits) for n in range(RADIUS // BANDS + 1) for bits in combinations(range(16), n)]
+    flips = [
+        sum(1 << bit for bit in bits) for n in range(RADIUS // BANDS + 1) for bits in combinations(range(BAND_BITS), n)
+    ]
     size = 1 << BAND_BITS
     for band in range(BANDS):
         keys, wanted = _band(own, band), _band(other, band)
