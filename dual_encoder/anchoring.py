@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dual_encoder.class_names import class_descriptions, class_names
+from dual_encoder.prompts import class_vectors
 
 
 def class_embeddings(embed: Callable[[Sequence[str]], ArrayLike], templates: Sequence[str]) -> np.ndarray:
@@ -16,9 +17,7 @@ def class_embeddings(embed: Callable[[Sequence[str]], ArrayLike], templates: Seq
     `embed` gives text features (B, G). A template with a description is left out for a class that has none.
     """
     texts = [_class_texts(names[0], description, templates) for names, description in _classes()]
-    flat = _unit(np.asarray(embed([text for own in texts for text in own])))
-    starts = np.cumsum([0, *(len(own) for own in texts[:-1])])
-    return _unit(np.add.reduceat(flat, starts, axis=0))
+    return class_vectors(embed, texts)
 
 
 def _class_texts(name: str, description: str, templates: Sequence[str]) -> list[str]:
@@ -36,10 +35,6 @@ def prototype_captions() -> list[list[str]]:
 
 def _classes() -> Iterable[tuple[list[str], str]]:
     return zip(class_names(), class_descriptions(), strict=True)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def prototype_features(kernel: np.ndarray, features: np.ndarray) -> np.ndarray:

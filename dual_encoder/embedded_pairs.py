@@ -39,14 +39,15 @@ class EmbeddedPairs:
 
 def embed_pairs(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> EmbeddedPairs:
     """Embed every image and every caption; `SourceError` when no image decodes."""
-    images, bad = _embed_images(runtime, pairs)
+    images, bad = embed_images(runtime, pairs)
     kept = [pair for position, pair in enumerate(pairs) if position not in bad]
     table = CaptionTable.of(kept)
     rejected = sorted(pairs[position].image_id for position in bad)
     return EmbeddedPairs(kept, table, images, runtime.embed_texts(table.captions), rejected)
 
 
-def _embed_images(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> tuple[np.ndarray, set[int]]:
+def embed_images(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> tuple[np.ndarray, set[int]]:
+    """Embeddings (N, D) of the images that decode, and the positions of the others; `SourceError` when none does."""
     rows: list[np.ndarray] = []
     bad: set[int] = set()
     batches = decoded_batches((pair.image for pair in pairs), runtime.preprocessing)

@@ -12,7 +12,7 @@ from data.pairs import ImageTextPair
 from dual_encoder.feature_batches import caption_groups
 from dual_encoder.feature_store import MappedRows
 from dual_encoder.losses import Matches, Objective
-from dual_encoder.metrics import retrieval_metrics
+from dual_encoder.metrics import retrieval_metrics, unit
 from dual_encoder.model import DualEncoder
 from dual_encoder.training_data import CaptionTable
 
@@ -56,8 +56,3 @@ def predict(function: Callable[..., Any], rows: MappedRows) -> np.ndarray:
     size = TRUNK_BATCH if len(rows.shape) > 2 else 4096
     parts = [function(rows[start : start + size], training=False) for start in range(0, len(rows), size)]
     return np.concatenate([np.asarray(part, np.float32) for part in parts])
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of unit length."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -18,6 +18,11 @@ _BLOCK = 1024  # queries at a time, and fewer where the gallery is so large that
 _BLOCK_SCORES = 4_000_000  # scores, 16 MB
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows (…, D) scaled to unit length; a row of zeros stays one."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
 def ranks(queries: np.ndarray, gallery: np.ndarray, right: Sequence[Sequence[int]]) -> np.ndarray:
     """Rank, from 1, of each query's best right answer; ties with wrong answers count against the model.
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from data.errors import SourceError
 from dual_encoder.feature_store import MappedRows
+from dual_encoder.metrics import unit
 
 FOLDS = 5
 NEIGHBOURS = 10
@@ -84,13 +85,13 @@ def _part_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`pair_scores` of the captions `rows` (B,), whose groups, folds and trust are given."""
     image_row = pairs.image_row[rows]
-    image_features, caption_features = _centred(_unit(pairs.images[image_row])), _centred(pairs.captions[rows])
-    image, caption = _unit(image_features), _unit(caption_features)
-    named = None if pairs.named is None else _unit(_centred(pairs.named[image_row]))
+    image_features, caption_features = _centred(unit(pairs.images[image_row])), _centred(pairs.captions[rows])
+    image, caption = unit(image_features), unit(caption_features)
+    named = None if pairs.named is None else unit(_centred(pairs.named[image_row]))
 
     def tables(held: np.ndarray, rest: np.ndarray) -> Iterator[np.ndarray]:
         known = (image_features[rest], caption_features[rest], trust[rest])
-        yield _unit(_ridge(*known, penalty, image_features[held])) @ caption[held].T
+        yield unit(_ridge(*known, penalty, image_features[held])) @ caption[held].T
         yield _neighbour_mean(image, caption, held, rest, trust) @ caption[held].T
         yield image[held] @ _neighbour_mean(caption, image, held, rest, trust).T
         if named is not None:
@@ -123,7 +124,7 @@ def _neighbour_mean(
     likeness = keys[held] @ keys[rest].T
     nearest = np.argpartition(-likeness, min(NEIGHBOURS, len(rest)) - 1, axis=1)[:, :NEIGHBOURS]
     weights = np.maximum(np.take_along_axis(likeness, nearest, axis=1), 0) * trust[rest][nearest]
-    return _unit(np.einsum("bk,bkd->bd", weights, values[rest[nearest]]))
+    return unit(np.einsum("bk,bkd->bd", weights, values[rest[nearest]]))
 
 
 def _standardised(table: np.ndarray, gallery: np.ndarray) -> np.ndarray:
@@ -146,7 +147,3 @@ def _partners(group: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 def _centred(vectors: np.ndarray) -> np.ndarray:
     return (vectors - vectors.mean(axis=0)).astype(np.float32)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)

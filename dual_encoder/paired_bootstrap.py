@@ -42,7 +42,7 @@ def _compare_direction(ours: RankedQueries, theirs: RankedQueries, seed: int, re
             "against": float(their_scores[row].mean()),
             "difference": float(difference[row].mean()),
             "confidence_95": [float(low[row]), float(high[row])],
-            "p_value": _two_sided_p_value(samples[:, row]),
+            "p_value": two_sided_p_value(samples[:, row]),
         }
         for row, name in enumerate(METRICS)
     }
@@ -54,7 +54,8 @@ def _per_query(ranks: np.ndarray) -> np.ndarray:
     return np.stack([*((rank <= k).astype(np.float64) for k in (1, 5, 10)), 1.0 / rank])
 
 
-def _two_sided_p_value(differences: np.ndarray) -> float:
+def two_sided_p_value(differences: np.ndarray) -> float:
+    """Twice the share of bootstrap differences (R,) on the far side of zero, at least 2 / (R + 1)."""
     # The sample at hand counts as one of the resamples: a p-value of zero would claim more than they can show.
     below = 1 + np.count_nonzero(differences <= 0)
     above = 1 + np.count_nonzero(differences >= 0)

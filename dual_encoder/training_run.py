@@ -25,9 +25,9 @@ from dual_encoder.engines import IMAGE_BATCH, KerasEngine, run_on_texts
 from dual_encoder.feature_batches import Batches, FeatureBatches
 from dual_encoder.feature_store import MappedRows
 from dual_encoder.frozen_features import FrozenBackbone, caption_features, freeze, image_features
-from dual_encoder.held_out import HeldOut, predict, unit
+from dual_encoder.held_out import HeldOut, predict
 from dual_encoder.layer_groups import TrainedTower
-from dual_encoder.metrics import rank_both_directions
+from dual_encoder.metrics import rank_both_directions, unit
 from dual_encoder.model import DualEncoder, anchor_in_language, classifier_of
 from dual_encoder.projection_head import AnchoredHead
 from dual_encoder.recipe import Recipe
