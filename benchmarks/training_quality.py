@@ -140,7 +140,10 @@ def _print_across(untrained: Measured, baseline: dict[str, Measured], best: dict
         for searched in best:
             ours, theirs = best[trained][searched], baseline[trained][searched]
             table.append(
-                [trained, searched, *(_cell(runs, "recall@10") for runs in (untrained[searched], theirs, ours))]
+                [
+                    *(name.rsplit("/", 1)[-1] for name in (trained, searched)),
+                    *(_cell(runs, "recall@10") for runs in (untrained[searched], theirs, ours)),
+                ]
                 + [f"{_ratio(best[trained], baseline[trained], searched, metric):.2f}" for metric in METRICS[:3:2]]
             )
     columns = ["trained on", "searched (test)", "untrained R@10 %", "keras_example", "openstax recipe"]
