@@ -1,7 +1,7 @@
 # The same commands for a person, a hook and CI. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow lint format proto peers bench clean
+.PHONY: help setup setup-dev demo test test-slow test-parity lint format proto peers bench clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -42,6 +42,14 @@ test: setup-dev  ## run the tests (under 10 minutes on two cores)
 test-slow: setup-dev  ## run the heavier checks
 	@$(BIN)/python -m pytest -m slow $(TESTS)
 
+test-parity: build/parity/.installed  ## compute anew what imported models are compared with, by PyTorch (several GB)
+	@PYTHONPATH=.:tests build/parity/bin/python tools/make_parity_fixtures.py --check
+
+build/parity/.installed: tools/requirements-parity.txt
+	@$(PYTHON) -m venv build/parity
+	@build/parity/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 lint: setup-dev  ## style, types, import directions, proto rules, drift of generated stubs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -69,4 +77,4 @@ bench: setup-dev  ## run the benchmarks that need a data set, see docs/benchmark
 	@$(BIN)/python -m benchmarks.training_quality --json build/training_quality.json
 
 clean:  ## remove what the demo made; the environments and the caches stay
-	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name peers -exec rm -rf {} +
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name peers ! -name parity -exec rm -rf {} +

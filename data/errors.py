@@ -39,6 +39,10 @@ class BundleError(UserError):
     """A bundle is absent, incomplete, altered or of an unknown format."""
 
 
+class PretrainedError(UserError):
+    """A published model cannot be imported: of another kind, incomplete, or with parts that have no place."""
+
+
 class SnapshotError(UserError):
     """An index is absent, incomplete, altered or of an unknown format."""
 

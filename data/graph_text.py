@@ -88,6 +88,15 @@ def graph_tokenizer(tokenizer_json: str, max_tokens: int) -> Callable[[tf.Tensor
     return tokenize
 
 
+def has_graph_form(tokenizer_json: str) -> bool:
+    """Whether `graph_tokenizer` can make the tokeniser of a `CaptionTokenizer.to_json()`."""
+    try:
+        _wordpiece_settings(tokenizer_json)
+    except UserError:
+        return False
+    return True
+
+
 def _normalise(captions: tf.Tensor, classes: CharacterClasses) -> tf.Tensor:
     """`clean_caption`, then BERT's normaliser, as string ops."""
     import tensorflow as tf

@@ -23,6 +23,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 # Pillow warns on standard error of large headers and damaged EXIF data; `decode` judges both itself.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+# How many times as long as wide a scaled image may be; a longer one is not scaled as a whole.
+_SCALED_WHOLE = 8
+
 # Mean and standard deviation of ImageNet's RGB values in [0, 1], as used by most published image backbones.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,24 +45,35 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 
+Resize = Literal["squash", "crop", "pad", "shortest_edge", "shortest_edge_rounded"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
     """How a decoded image becomes a backbone's input.
 
-    `resize` is "squash" (whole image, aspect ratio lost), "crop" (central square) or "pad" (whole image on white).
+    `resize` is "squash" (whole image, aspect ratio lost), "crop" (central square), "pad" (whole image on white), or
+    "shortest_edge", a central square as published CLIP models cut it: the shorter side is scaled to `size`, the longer
+    one to whole pixels, and whole pixels are cut off. Where their number is odd, one more goes at the end, or with
+    "shortest_edge_rounded" at the even side that torchvision rounds to.
+
     `size` is in pixels; `mean` and `std` are of RGB values in [0, 1]; `mirror` flips left and right.
     """
 
     size: int = 224
-    resize: Literal["squash", "crop", "pad"] = "squash"
+    resize: Resize = "squash"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     mirror: bool = False
+    interpolation: Interpolation = "bicubic"
 
     def to_config(self) -> dict[str, Any]:
         """JSON form, read back by `from_config`."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        config = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        if self.interpolation == "bicubic":  # as before there was a choice, so that what is cached stays valid
+            del config["interpolation"]
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ImagePreprocessing:
@@ -99,20 +113,38 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 
 
 def resize(image: Image.Image, preprocessing: ImagePreprocessing) -> np.ndarray:
-    """Resize an RGB image to `(size, size, 3)` uint8 by bicubic interpolation with antialiasing."""
+    """Resize an RGB image to `(size, size, 3)` uint8 by interpolation with antialiasing."""
     size = preprocessing.size
     width, height = image.size
+    method = Image.Resampling[preprocessing.interpolation.upper()]
     if preprocessing.resize == "squash":
-        resized = image.resize((size, size), Image.Resampling.BICUBIC)
+        resized = image.resize((size, size), method)
+    elif preprocessing.resize in ("shortest_edge", "shortest_edge_rounded"):
+        resized = _shortest_edge(image, size, method, rounded=preprocessing.resize == "shortest_edge_rounded")
     elif preprocessing.resize == "crop":
         # Cropping first keeps a 1 × 30,000 image from growing to gigabytes.
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
-        resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        resized = image.resize((size, size), method, box=box)
     else:
-        resized = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color="white")
+        resized = ImageOps.pad(image, (size, size), method, color="white")
     return np.asarray(ImageOps.mirror(resized) if preprocessing.mirror else resized)
+
+
+def _shortest_edge(image: Image.Image, size: int, method: Image.Resampling, rounded: bool) -> Image.Image:
+    """The central square of the image scaled so that its shorter side is `size`."""
+    width, height = image.size
+    shorter = min(width, height)
+    scaled = (size * width // shorter, size * height // shorter)
+    cut = [round((side - size) / 2) if rounded else (side - size) // 2 for side in scaled]
+    if max(scaled) <= _SCALED_WHOLE * size:
+        left, top = cut
+        return image.resize(scaled, method).crop((left, top, left + size, top + size))
+    # A 1 × 30,000 image would grow to gigabytes: the same pixels but for rounding, from the square alone.
+    (left, top), steps = cut, (width / scaled[0], height / scaled[1])
+    box = (left * steps[0], top * steps[1], (left + size) * steps[0], (top + size) * steps[1])
+    return image.resize((size, size), method, box=box)
 
 
 def normalise(pixels: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:

@@ -43,16 +43,20 @@ class TokenBatch:
 class CaptionTokenizer:
     """Captions to token ids by a Hugging Face `tokenizers` model, cut to `max_tokens`, special tokens included.
 
+    A caption cannot spell a special token out: its letters are read as any others. Padding is of the token that the
+    model names, else `[PAD]`, else id 0.
+
     Example: `CaptionTokenizer.wordpiece(vocabulary).encode(["a red bicycle"]).ids`.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        tokenizer.encode_special_tokens = True
         tokenizer.enable_truncation(max_tokens)
-        pad_id = tokenizer.token_to_id(PAD)
-        self.pad_id = 0 if pad_id is None else pad_id
-        tokenizer.enable_padding(pad_id=self.pad_id, pad_token=PAD)
+        padding = tokenizer.padding or {"pad_id": tokenizer.token_to_id(PAD) or 0, "pad_token": PAD}
+        self.pad_id = padding["pad_id"]
+        tokenizer.enable_padding(pad_id=self.pad_id, pad_token=padding["pad_token"])
 
     @property
     def vocabulary_size(self) -> int:

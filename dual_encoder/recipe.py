@@ -19,6 +19,7 @@ from data.quiet_tensorflow import load_tensorflow
 from dual_encoder.fine_tuning import FineTuning
 
 if TYPE_CHECKING:
+    from dual_encoder.bundle import Bundle
     from dual_encoder.losses import Objective
     from dual_encoder.model import DualEncoderConfig
     from dual_encoder.schedules import Schedule
@@ -83,7 +84,8 @@ class Recipe:
     `group_positives`, images of one group (near-duplicates, where the data set names them) match each other's captions
     in a batch, as one image's do. `choose_bridge` takes temperature and number of classes of an `AnchoredHead`'s bridge
     from the validation split (`bridge_choice`) instead of the head's settings. `augmentation` varies images and
-    captions from epoch to epoch, where the backbone they go through trains.
+    captions from epoch to epoch, where the backbone they go through trains. `start` is the bundle whose weights and
+    tokeniser training begins with; `model` then has its towers (`starting_bundle.start_from`).
     """
 
     name: str
@@ -95,6 +97,7 @@ class Recipe:
     group_positives: bool = False
     choose_bridge: bool = False
     augmentation: Augmentation = Augmentation()
+    start: Bundle | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def with_settings(self, **settings: Any) -> Recipe:

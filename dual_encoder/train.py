@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data import console
 from data.durable import digest_json
-from data.errors import BundleError, SourceError
+from data.errors import BundleError, SourceError, TrainingError
 from data.quarantine import Quarantine, add_quarantine_options, chosen_quarantine
 from data.quiet_tensorflow import load_tensorflow
 from data.sources import SOURCE_HELP, open_source
@@ -47,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
         help=f"{AUTO}: chosen for the data and the machine, with reasons (default); {', '.join(recipe_names())}; or a "
         "Python file with a RECIPE",
     )
+    parser.add_argument(
+        "--start",
+        metavar="BUNDLE",
+        help="train from the towers, heads, scale and tokeniser of this bundle, such as an imported model; the recipe "
+        f"says which towers train and how ({AUTO}: none, only the heads)",
+    )
     parser.add_argument("--data", required=True, metavar="SOURCE", help="image–caption pairs, see below")
     parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="directory of the trained model")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's number")
@@ -64,7 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     recipe = None if options.recipe == AUTO else load_recipe(options.recipe)
     settings = {name: getattr(options, name) for name in ("epochs", "batch_size", "seed", "precision")}
-    run = {"fresh": options.fresh, "devices": options.devices, "quarantine": chosen_quarantine(options)}
+    run = {
+        "start": options.start,
+        "fresh": options.fresh,
+        "devices": options.devices,
+        "quarantine": chosen_quarantine(options),
+    }
     train(recipe, options.data, options.out, **run, **settings)
     return console.EXIT_OK
 
@@ -76,13 +87,14 @@ def train(
     fresh: bool = False,
     devices: int | None = None,
     quarantine: Quarantine | None = None,
+    start: str | Path | None = None,
     **settings: Any,
 ) -> Bundle:
     """Train on the source named `data` and write the bundle `out`; the run's files are in `out`.run.
 
     Without a recipe, one is chosen for the data and the machine. `settings` of the trainer, where they are not None,
     take the place of the recipe's. All visible GPUs take part, or the first `devices`, with the loss and gradients of
-    one. `quarantine` changes the train and validation splits.
+    one. `quarantine` changes the train and validation splits. `start` names a bundle to train from.
     """
     load_tensorflow()
     from dual_encoder.bundle_model import check_replaceable, save_bundle
@@ -92,6 +104,8 @@ def train(
     from dual_encoder.training_run import TrainingRun
 
     check_replaceable(out)
+    if start is not None and Path(start).resolve() == out.resolve():
+        raise TrainingError("another directory for --out than for --start", str(out), "choose another --out")
     replicas = Replicas.on_gpus(devices)
     source = open_source(data)
     splits = _splits(source, quarantine)
@@ -101,7 +115,9 @@ def train(
         shutil.rmtree(directory, ignore_errors=True)
     machine = this_machine(devices)
     choices: list[list[str]] = []
-    if recipe is None:
+    if start is not None:
+        recipe = _started(recipe, start)
+    elif recipe is None:
         recipe, choices = recipe_for(splits, machine, directory)
     recipe = recipe.with_settings(**settings)
     digest = data_digest(splits, recipe.group_positives)
@@ -150,13 +166,28 @@ def train(
     return bundle
 
 
+def _started(recipe: Recipe | None, start: str | Path) -> Recipe:
+    """The recipe on the model of the bundle `start`; without one, the recipe for such a start."""
+    from dual_encoder.runtime import open_named_bundle
+    from dual_encoder.starting_bundle import default_recipe, start_from
+
+    bundle = open_named_bundle(start)
+    return default_recipe(bundle) if recipe is None else start_from(bundle, recipe)
+
+
 def _backbones(recipe: Recipe) -> dict[str, Any]:
     """Where the weights of both backbones come from, and whether they were trained here."""
     from dual_encoder.towers import provenance_of
 
+    start = recipe.start
+    begun = {} if start is None else {"origin": f"the bundle {start.name}, fingerprint {start.fingerprint[:12]}"}
     parts = {name: getattr(recipe.model, name) for name in ("image_backbone", "text_backbone")}
     return {
-        name: {**dataclasses.asdict(provenance_of(part)), "trainable": "trained" if part.trainable else "frozen"}
+        name: {
+            **dataclasses.asdict(provenance_of(part)),
+            **begun,
+            "trainable": "trained" if part.trainable else "frozen",
+        }
         for name, part in parts.items()
     }
 
@@ -204,6 +235,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "group_positives": recipe.group_positives,
         "choose_bridge": recipe.choose_bridge,
         "augmentation": dataclasses.asdict(recipe.augmentation),
+        **({} if recipe.start is None else {"start": {"kind": recipe.start.name, "from": recipe.start.fingerprint}}),
     }
 
 

@@ -17,6 +17,7 @@ from data.errors import TrainingError
 from data.images import ImagePreprocessing
 from data.loading import decoded_batches
 from data.pairs import ImageTextPair
+from data.text import CaptionTokenizer
 from dual_encoder.anchoring import class_embeddings, prototype_captions, prototype_features
 from dual_encoder.bridge_choice import choose_bridge
 from dual_encoder.calibration import Calibration
@@ -32,6 +33,7 @@ from dual_encoder.model import DualEncoder, anchor_in_language, classifier_of
 from dual_encoder.projection_head import AnchoredHead
 from dual_encoder.recipe import Recipe
 from dual_encoder.replicas import Replicas
+from dual_encoder.starting_bundle import begin_from
 from dual_encoder.towers import backbone_config
 from dual_encoder.trainer import Progress, Trainer
 from dual_encoder.training_batches import PixelBatches, TokenBatches, check_variations
@@ -58,15 +60,17 @@ class TrainingRun:
         self.train = captioned(train, "train")
         held_out = captioned(validation, "validation")
         keras.utils.set_random_seed(recipe.trainer.seed)
-        text_backbone = recipe.model.text_backbone
-        self.tokenizer = text_backbone.tokenizer(lambda: (c for pair in self.train for c in pair.captions))
+        self.tokenizer = self._tokenizer()
         with self.replicas.scope():
             self.model = DualEncoder(
                 recipe.model,
                 recipe.objective.initial_scale,
                 precision=recipe.trainer.precision,
+                load_weights=recipe.start is None,
                 initial_bias=recipe.objective.initial_bias,
             )
+            if recipe.start is not None:
+                begin_from(recipe.start, self.model)
         self.frozen: dict[str, FrozenBackbone] = {}
         self._top_of_images: keras.Model | None = None  # above the trunk, where its output is cached
         for part in ("image_backbone", "text_backbone"):
@@ -85,6 +89,12 @@ class TrainingRun:
                 "a text backbone with a tokeniser, to train it", "one that takes strings", "freeze it, or use another"
             )
         self.batches = self._pixel_batches() if self.trunk is None else self._feature_batches()
+
+    def _tokenizer(self) -> CaptionTokenizer | None:
+        """The start's, or the text backbone's own, which may learn it from the training captions."""
+        if self.recipe.start is not None:
+            return self.recipe.start.tokenizer()
+        return self.recipe.model.text_backbone.tokenizer(lambda: (c for pair in self.train for c in pair.captions))
 
     def _frozen_trunk(self) -> FrozenBackbone | None:
         """The lower part of an image backbone of which only the top trains; None where each step needs pixels."""

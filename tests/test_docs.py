@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from chain import ROOT, Chain, Served
+from parity_inputs import write_published
 
 from data.sources.openmoji import OpenMoji
 from serving.client import SearchClient
@@ -51,7 +52,8 @@ class Reader:
         self._write_own_data()
 
     def _write_own_data(self) -> None:
-        """A folder of photos and a table of pairs, as the documents presume."""
+        """A folder of photos, a table of pairs and a downloaded model, as the documents presume."""
+        write_published("clip", self.directory / "downloads" / "clip-vit-base-patch32")
         photos = self.directory / "my_photos"
         photos.mkdir()
         names = {"1F382": "cake", "1F34E": "apple", "1F697": "car"}

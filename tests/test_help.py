@@ -15,6 +15,7 @@ TOOLS = (
     "dual_encoder.train",
     "dual_encoder.evaluate",
     "dual_encoder.export",
+    "dual_encoder.import_model",
     "dual_encoder.zero_shot",
     "serving.build_index",
     "serving.server",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from data.errors import ImageError
-from data.images import FORMATS, ImageLimits, ImagePreprocessing, decode, load_pixels, normalise, resize
+from data.images import FORMATS, ImageLimits, ImagePreprocessing, Resize, decode, load_pixels, normalise, resize
 from data.pairs import ImageBytes, ImageFile
 
 RED, GREEN, BLUE, WHITE = (200, 30, 40), (20, 160, 60), (30, 50, 190), (255, 255, 255)
@@ -422,3 +422,37 @@ def _image_or_error(data: bytes) -> None:
         return
     assert image.mode == "RGB"
     assert image.width * image.height <= 1_000_000
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("shape", [(64, 101), (103, 64), (65, 67), (30, 70), (64, 64)])
+def test_the_shortest_edge_is_scaled_and_whole_pixels_are_cut(shape: tuple[int, int], rounded: bool) -> None:
+    """By the two steps that CLIP's own preprocessing takes."""
+    rows, columns = shape
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (rows, columns, 3)).astype(np.uint8))
+    size = 32
+    if rows < columns:
+        scaled = image.resize((size * columns // rows, size), Image.Resampling.BILINEAR)
+    else:
+        scaled = image.resize((size, size * rows // columns), Image.Resampling.BILINEAR)
+    left, top = ((side - size) / 2 for side in scaled.size)
+    left, top = (round(left), round(top)) if rounded else (int(left), int(top))
+    expected = np.asarray(scaled)[top : top + size, left : left + size]
+    mode: Resize = "shortest_edge_rounded" if rounded else "shortest_edge"
+    found = resize(image, ImagePreprocessing(size, mode, interpolation="bilinear"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_long_strip_is_cut_before_it_is_scaled() -> None:
+    """The same pixels, but for rounding, and never the gigabytes of the whole strip."""
+    strip = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 400, 3)).astype(np.uint8))
+    whole = strip.resize((640, 32), Image.Resampling.BICUBIC).crop((304, 0, 336, 32))
+    found = resize(strip, ImagePreprocessing(32, "shortest_edge"))
+    assert np.abs(found.astype(int) - np.asarray(whole)).max() <= 1
+    assert resize(Image.new("RGB", (1, 30_000)), ImagePreprocessing(224, "shortest_edge")).shape == (224, 224, 3)
+
+
+def test_preprocessing_survives_its_config_and_an_older_one_has_the_same_digest() -> None:
+    chosen = ImagePreprocessing(32, "shortest_edge", interpolation="bilinear")
+    assert ImagePreprocessing.from_config(chosen.to_config()) == chosen
+    assert "interpolation" not in ImagePreprocessing().to_config()

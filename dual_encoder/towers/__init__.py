@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 # family → "module:class". Modules are imported when a family is used, since most of them import TensorFlow.
 FAMILIES = {
+    "clip_image": "dual_encoder.towers.clip:ClipImage",
+    "clip_text": "dual_encoder.towers.clip:ClipText",
     "efficientnet_lite": "dual_encoder.towers.efficientnet_lite:EfficientNetLite",
     "minilm": "dual_encoder.towers.minilm:MiniLM",
+    "siglip_image": "dual_encoder.towers.siglip:SiglipImage",
+    "siglip_text": "dual_encoder.towers.siglip:SiglipText",
     "tf_hub_image": "dual_encoder.towers.tf_hub:TfHubImage",
     "tf_hub_text": "dual_encoder.towers.tf_hub:TfHubText",
     "keras_hub_image": "dual_encoder.towers.keras_hub:KerasHubImage",
