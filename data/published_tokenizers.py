@@ -56,19 +56,18 @@ def clip_tokenizer_of(vocabulary: dict[str, int], merges: list[str], max_tokens:
     return _padded(_clip_bpe(vocabulary, merges, Path(VOCABULARY)), CLIP_END, max_tokens)
 
 
-def siglip_tokenizer(directory: Path, max_tokens: int, underscore_is_space: bool = False) -> CaptionTokenizer:
+def siglip_tokenizer(directory: Path, max_tokens: int) -> CaptionTokenizer:
     """SigLIP's SentencePiece of text without case and punctuation, or SigLIP 2's Gemma BPE of lower-cased text.
 
-    The first is read from spiece.model or a Unigram tokenizer.json, the second from a BPE tokenizer.json. OpenCLIP
-    turns underscores into spaces where Hugging Face drops them with the other punctuation.
+    The first is read from spiece.model or a Unigram tokenizer.json, the second from a BPE tokenizer.json.
     """
     if (directory / SENTENCEPIECE).is_file():
-        return siglip_tokenizer_of(read_bytes(directory / SENTENCEPIECE), max_tokens, underscore_is_space, directory)
+        return siglip_tokenizer_of(read_bytes(directory / SENTENCEPIECE), max_tokens, directory)
     if not (directory / TOKENIZER_JSON).is_file():
         raise _absent(directory, f"{SENTENCEPIECE} or {TOKENIZER_JSON}")
     tokenizer = _tokenizer_json(directory / TOKENIZER_JSON)
     if isinstance(tokenizer.model, models.Unigram):
-        _put_first(tokenizer, *_canonical(underscore_is_space))
+        _put_first(tokenizer, *_canonical())
         default = "</s>"
     else:
         _put_first(tokenizer, normalizers.Lowercase())
@@ -83,12 +82,10 @@ def siglip_tokenizer(directory: Path, max_tokens: int, underscore_is_space: bool
     return _padded(tokenizer, _pad_token(directory, default), max_tokens)
 
 
-def siglip_tokenizer_of(
-    model: bytes, max_tokens: int, underscore_is_space: bool = False, directory: Path | None = None
-) -> CaptionTokenizer:
+def siglip_tokenizer_of(model: bytes, max_tokens: int, directory: Path | None = None) -> CaptionTokenizer:
     """SigLIP's tokeniser over a serialised SentencePiece model; `directory` may have a tokenizer_config.json."""
     tokenizer, end = _unigram(model)
-    before = _canonical(underscore_is_space)
+    before = _canonical()
     tokenizer.normalizer = normalizers.Sequence([*before, *([tokenizer.normalizer] if tokenizer.normalizer else [])])
     return _padded(tokenizer, end if directory is None else _pad_token(directory, end), max_tokens)
 
@@ -138,12 +135,11 @@ def _openai_vocabulary(merges: list[str]) -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-def _canonical(underscore_is_space: bool) -> list[Any]:
+def _canonical() -> list[Any]:
     """Lower case, no ASCII punctuation, single spaces: what SigLIP's captions went through in training."""
     punctuation = "[" + "".join(re.escape(character) for character in string.punctuation) + "]"
     return [
         normalizers.Lowercase(),
-        *([normalizers.Replace("_", " ")] if underscore_is_space else []),
         normalizers.Replace(Regex(punctuation), ""),
         normalizers.Replace(_SPACE, " "),
         normalizers.Replace(Regex(r"\s+"), " "),

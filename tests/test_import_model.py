@@ -66,6 +66,7 @@ def refused(model, match):
         ({"vision_config": {"num_hidden_layers": 10**9}}, "layers 1,000,000,000"),
         ({"vision_config": {"hidden_size": 2 * 10**6}}, "48,000,"),
         ({"text_config": [1]}, "settings in"),
+        ({"projection_dim": "24"}, "'24'"),
     ],
 )
 def test_an_architecture_that_is_not_known_is_refused(model, changes, match):
@@ -239,6 +240,7 @@ def test_what_is_no_bundle_is_not_replaced(published, tmp_path):
         ("vision_cfg", {"layers": [3, 4, 6, 3]}, "a Vision Transformer"),
         ("vision_cfg", {"attentional_pool": True}, "attentional_pool True"),
         ("vision_cfg", {"something_new": 1}, "something_new 1"),
+        ("vision_cfg", {"head_width": 0}, "ZeroDivisionError"),
         ("text_cfg", {"hf_model_name": "roberta-base"}, "'roberta-base'"),
         ("text_cfg", {"pool_type": "last"}, "pool_type 'last'"),
     ],

@@ -57,12 +57,6 @@ def test_siglip_reads_neither_case_nor_punctuation_and_siglip_2_no_case():
     assert ids(second, "a red, bicycle!") != ids(second, "a red bicycle")
 
 
-def test_open_clip_s_siglip_turns_underscores_into_spaces():
-    plain, spaced = (siglip_tokenizer(FIXTURES / "siglip", 16, underscore) for underscore in (False, True))
-    assert ids(plain, "a_red") == ids(plain, "ared")
-    assert ids(spaced, "a_red") == ids(spaced, "a red")
-
-
 def test_padding_on_the_left_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((FIXTURES / "siglip2" / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"padding_side": "left"}')

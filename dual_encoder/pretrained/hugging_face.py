@@ -16,8 +16,14 @@ from data.text import CaptionTokenizer
 from dual_encoder.model import DualEncoderConfig
 from dual_encoder.pretrained.hugging_face_images import image_settings
 from dual_encoder.pretrained.placement import Module, Source, layer_sources
-from dual_encoder.pretrained.published_model import PublishedModel, as_config_error, check_end, check_tokenizer
-from dual_encoder.projection_head import IdentityHead, LinearHead
+from dual_encoder.pretrained.published_model import (
+    PublishedModel,
+    as_config_error,
+    check_end,
+    check_tokenizer,
+    projection,
+)
+from dual_encoder.projection_head import IdentityHead
 from dual_encoder.towers.clip import ClipImage, ClipText
 from dual_encoder.towers.siglip import SiglipImage, SiglipText
 
@@ -183,7 +189,7 @@ def _clip(
     text_tower = ClipText(
         vocabulary_size=text["vocab_size"], max_tokens=text["max_position_embeddings"], **_common(text)
     )
-    head = LinearHead(config.get("projection_dim", 512))
+    head = projection(config.get("projection_dim", 512))
     tokenizer = clip_tokenizer(directory, text_tower.max_tokens)
     end_id = text["eos_token_id"]
     check_end(tokenizer, None if end_id == 2 else end_id, directory)  # 2 is what old configs say, for the highest id

@@ -15,8 +15,13 @@ from data.published_files import read_object
 from data.published_tokenizers import clip_tokenizer
 from dual_encoder.model import DualEncoderConfig
 from dual_encoder.pretrained.placement import Module, Source, layer_sources
-from dual_encoder.pretrained.published_model import PublishedModel, as_config_error, check_end, check_tokenizer
-from dual_encoder.projection_head import LinearHead
+from dual_encoder.pretrained.published_model import (
+    PublishedModel,
+    as_config_error,
+    check_end,
+    check_tokenizer,
+    projection,
+)
 from dual_encoder.towers.clip import CLIP_MEAN, CLIP_STD, ClipImage, ClipText
 
 CONFIG = "open_clip_config.json"
@@ -69,7 +74,7 @@ def read_open_clip(directory: Path) -> PublishedModel:
         activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
         image_tower = _image_tower(vision, steps, activation, path)
         text_tower = _text_tower(text, activation)
-        head = LinearHead(config["embed_dim"])
+        head = projection(config["embed_dim"])
     tokenizer = clip_tokenizer(directory, text_tower.max_tokens)
     check_tokenizer(tokenizer, text_tower.vocabulary_size, directory)
     check_end(tokenizer, None, directory)

@@ -14,6 +14,7 @@ from data.text import CaptionTokenizer
 from dual_encoder.model import DualEncoder, DualEncoderConfig
 from dual_encoder.pretrained.checkpoint import Checkpoint, open_checkpoint
 from dual_encoder.pretrained.placement import Source, check_tensors, place
+from dual_encoder.projection_head import LinearHead
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,17 @@ def as_config_error(path: Path) -> Iterator[None]:
         raise
     except UserError as error:
         raise PretrainedError(f"in {path} {error.expected}", error.received, "use the model's own config") from None
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise PretrainedError(
             f"a model's settings in {path}", repr(error)[:200], "use the model's own config"
         ) from None
+
+
+def projection(embedding_dim: Any) -> LinearHead:
+    """CLIP's bias-free projection to embeddings of a size that a config states."""
+    if type(embedding_dim) is not int or embedding_dim < 1:
+        raise PretrainedError("a positive size of embeddings", repr(embedding_dim), "use the model's own config")
+    return LinearHead(embedding_dim)
 
 
 def check_tokenizer(tokenizer: CaptionTokenizer, vocabulary_size: int, directory: Path) -> None:
