@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
+
+import numpy as np
 
 from data.durable import write_atomic
 from data.errors import UserError
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 # The first opset with LayerNormalization, the fused form of what is traced here.
 OPSET = 17
+
+# Weights of so many numbers or more do not go through the converter, whose every pass copies all constants.
+LARGE = 2**16
 
 # The formulas are swapped in Keras's own classes, so one trace at a time.
 _TRACING = threading.Lock()
@@ -36,6 +41,7 @@ def export_onnx(model: keras.Model, path: Path, l2_normalised: bool = False) -> 
     Raises `UserError` for a model of strings or of several outputs; an operation without an ONNX form raises what the
     converter raises. While it runs, no other thread may trace or train a Keras model.
     """
+    import keras
     import tensorflow as tf
 
     names = {tensor.name: tensor for tensor in model.inputs}
@@ -43,13 +49,18 @@ def export_onnx(model: keras.Model, path: Path, l2_normalised: bool = False) -> 
         raise UserError("a model of numbers with one output", model.name, "run it in TensorFlow instead")
     signature = {name: tf.TensorSpec(tensor.shape, tensor.dtype, name=name) for name, tensor in names.items()}
 
-    def compute(inputs: dict[str, Any]) -> Any:
-        features = model(inputs if isinstance(model.input, dict) else next(iter(inputs.values())), training=False)
+    large = {f"weight_{n}": v for n, v in enumerate(model.weights) if math.prod(v.shape) >= LARGE}
+    weights = {name: tf.TensorSpec(v.shape, v.dtype, name=name) for name, v in large.items()}
+
+    def compute(inputs: dict[str, Any], weights: dict[str, Any]) -> Any:
+        with keras.StatelessScope(state_mapping=[(large[name], value) for name, value in weights.items()]):
+            features = model(inputs if isinstance(model.input, dict) else next(iter(inputs.values())), training=False)
         return tf.math.l2_normalize(features, axis=-1, epsilon=1e-12) if l2_normalised else features
 
     with _TRACING, _fusable_formulas():
-        function = tf.function(compute, autograph=False).get_concrete_function(signature)
-    graph = _convert(function, "embeddings" if l2_normalised else "features")
+        function = tf.function(compute, autograph=False).get_concrete_function(signature, weights)
+    graph = _convert(function, "embeddings" if l2_normalised else "features", weights)
+    _fill_in(graph, large)
     write_atomic(path, graph.SerializeToString())
 
 
@@ -68,14 +79,17 @@ def merge_onnx(first: Path, second: Path, path: Path) -> None:
     write_atomic(path, merged.SerializeToString())
 
 
-def _convert(function: Any, output_name: str) -> onnx.ModelProto:
-    """The ONNX model of a traced function whose inputs are named after their arguments."""
+def _convert(function: Any, output_name: str, weights: Collection[str]) -> onnx.ModelProto:
+    """The ONNX model of a traced function whose inputs are named after their arguments; `weights` are among these."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
     from tf2onnx.optimizer import optimize_graph
     from tf2onnx.tfonnx import process_tf_graph
 
     inputs = {tensor.name: tensor.name.split(":")[0] for tensor in function.inputs if tensor.dtype != tf.resource}
+    # A SavedModel inside reads its own variables, whatever it is given.
+    unread = {tensor.name for tensor in function.inputs if not tensor.consumers()}
+    inputs = {name: plain for name, plain in inputs.items() if plain not in weights or name not in unread}
     outputs = {tensor.name: output_name for tensor in function.outputs}
     with _quiet("tf2onnx"), tf.device("/cpu:0"):
         # Not tf2onnx.convert.from_function: its Grappler pass rewrites the very formulas that are to be recognised, and
@@ -91,9 +105,20 @@ def _convert(function: Any, output_name: str) -> onnx.ModelProto:
                 tensors_to_rename={**inputs, **outputs},
             )
         converted = optimize_graph(converted, catch_errors=False, optimizers=_graph_optimizers())
-        model = converted.make_model("dual encoder tower")
+        return converted.make_model("dual encoder tower")
+
+
+def _fill_in(model: onnx.ModelProto, weights: Mapping[str, Any]) -> None:
+    """Make constants of the inputs that stand for weights, and name the axes of the others."""
+    from onnx import numpy_helper
+
+    inputs = list(model.graph.input)
+    del model.graph.input[:]
+    model.graph.input.extend(value for value in inputs if value.name not in weights)
+    for value in inputs:
+        if value.name in weights:
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(weights[value.name]), value.name))
     _name_axes(model)
-    return model
 
 
 def _graph_optimizers() -> dict[str, Callable[[], Any]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from data.errors import TrainingError
-from dual_encoder.bundle import ASSETS, Bundle
+from dual_encoder.bundle import ASSETS, WEIGHTS, Bundle
 from dual_encoder.bundle_model import load_model
 from dual_encoder.losses import InfoNCE, SigmoidLoss
 from dual_encoder.model import DualEncoder, DualEncoderConfig
 from dual_encoder.projection_head import AnchoredHead, Head, IdentityHead, LinearHead
 from dual_encoder.recipe import Recipe, TrainerConfig
 from dual_encoder.schedules import WarmupCosine
+from dual_encoder.weights import weight_names
 
 
 def default_recipe(bundle: Bundle) -> Recipe:
@@ -21,7 +22,7 @@ def default_recipe(bundle: Bundle) -> Recipe:
     is chosen on the validation split (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903).
     """
     model = load_config(bundle)
-    has_bias = load_model(bundle).logit_bias is not None
+    has_bias = any(name.startswith("logit_bias/") for name in weight_names(bundle.path / WEIGHTS))
     trainer = TrainerConfig(
         schedule=WarmupCosine(peak=3e-4), epochs=10, batch_size=256, patience=3, interpolate=(0.25, 0.5, 0.75, 1.0)
     )

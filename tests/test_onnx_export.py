@@ -1,11 +1,13 @@
 import keras
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from keras import layers
 
 from data.errors import UserError
 from data.images import normalise
+from dual_encoder import onnx_export
 from dual_encoder.onnx_export import export_onnx, merge_onnx
 from dual_encoder.towers.keras_applications import KerasApplication
 from dual_encoder.towers.keras_hub import KerasHubText
@@ -150,3 +152,22 @@ def test_small_towers_of_every_convertible_family_give_keras_s_features(tmp_path
         export_onnx(model, tmp_path / "tower.onnx")
         expected = model(inputs if len(inputs) > 1 else inputs["pixels"], training=False)
         np.testing.assert_allclose(session(tmp_path / "tower.onnx").run(None, inputs)[0], expected, atol=1e-4)
+
+
+def test_weights_that_stay_outside_the_converter_are_constants_of_the_graph(
+    text_model, image_model, tmp_path, monkeypatch
+):
+    """Every weight, however small: the features and the fused graph are what they are with all weights inside."""
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    for model, inputs in ((text_model, tokens(4, 9)), (image_model, {"pixels": images})):
+        runs = {}
+        for name, large in (("inside", 10**9), ("outside", 1)):
+            monkeypatch.setattr(onnx_export, "LARGE", large)
+            path = tmp_path / f"{model.name}_{name}.onnx"
+            export_onnx(model, path)
+            runner = session(path, optimised=path.with_suffix(".optimised"))
+            assert {value.name for value in runner.get_inputs()} == set(inputs)
+            operations = [node.op_type for node in onnx.load(path.with_suffix(".optimised")).graph.node]
+            runs[name] = runner.run(None, inputs)[0], sorted(operations)
+        np.testing.assert_allclose(runs["outside"][0], runs["inside"][0], atol=1e-6)
+        assert runs["outside"][1] == runs["inside"][1]

@@ -11,6 +11,7 @@ captions need, and small ones trained here. `make test-parity` runs this with --
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import io
 import json
@@ -300,16 +301,16 @@ def sentencepiece_model() -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
-    with tempfile.TemporaryDirectory() as directory:
-        rules = Path(directory) / "rules.tsv"  # two of NFKC's; all of them take 240 kB
-        rules.write_text("B2\t32\n2460\t31\n", "utf-8")
+    # The model keeps the name of the file with rules, so that must not be a temporary directory's.
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        Path("rules.tsv").write_text("B2\t32\n2460\t31\n", "utf-8")  # two of NFKC's; all of them take 240 kB
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter([caption.lower() for caption in CAPTIONS if caption] * 3),
             model_writer=model,
             vocab_size=230,
             hard_vocab_limit=False,
             character_coverage=0.98,
-            normalization_rule_tsv=str(rules),
+            normalization_rule_tsv="rules.tsv",
             pad_id=0,
             eos_id=1,
             unk_id=2,
