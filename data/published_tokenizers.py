@@ -56,22 +56,24 @@ def clip_tokenizer_of(vocabulary: dict[str, int], merges: list[str], max_tokens:
     return _padded(_clip_bpe(vocabulary, merges, Path(VOCABULARY)), CLIP_END, max_tokens)
 
 
-def siglip_tokenizer(directory: Path, max_tokens: int) -> CaptionTokenizer:
+def siglip_tokenizer(directory: Path, max_tokens: int, cleaned_by_open_clip: bool = False) -> CaptionTokenizer:
     """SigLIP's SentencePiece of text without case and punctuation, or SigLIP 2's Gemma BPE of lower-cased text.
 
-    The first is read from spiece.model or a Unigram tokenizer.json, the second from a BPE tokenizer.json.
+    The first is read from spiece.model or a Unigram tokenizer.json, the second from a BPE tokenizer.json. OpenCLIP
+    drops punctuation for SigLIP 2 too, and turns underscores into spaces where Hugging Face drops them with the rest.
     """
     if (directory / SENTENCEPIECE).is_file():
-        return siglip_tokenizer_of(read_bytes(directory / SENTENCEPIECE), max_tokens, directory)
+        model = read_bytes(directory / SENTENCEPIECE)
+        return siglip_tokenizer_of(model, max_tokens, directory, cleaned_by_open_clip)
     if not (directory / TOKENIZER_JSON).is_file():
         raise _absent(directory, f"{SENTENCEPIECE} or {TOKENIZER_JSON}")
     tokenizer = _tokenizer_json(directory / TOKENIZER_JSON)
-    if isinstance(tokenizer.model, models.Unigram):
-        _put_first(tokenizer, *_canonical())
-        default = "</s>"
+    is_first = isinstance(tokenizer.model, models.Unigram)
+    default = "</s>" if is_first else "<pad>"
+    if is_first or cleaned_by_open_clip:
+        _put_first(tokenizer, *_canonical(cleaned_by_open_clip))
     else:
         _put_first(tokenizer, normalizers.Lowercase())
-        default = "<pad>"
     side = _settings(directory).get("padding_side", "right")
     if side != "right":
         raise PretrainedError(
@@ -82,10 +84,12 @@ def siglip_tokenizer(directory: Path, max_tokens: int) -> CaptionTokenizer:
     return _padded(tokenizer, _pad_token(directory, default), max_tokens)
 
 
-def siglip_tokenizer_of(model: bytes, max_tokens: int, directory: Path | None = None) -> CaptionTokenizer:
+def siglip_tokenizer_of(
+    model: bytes, max_tokens: int, directory: Path | None = None, cleaned_by_open_clip: bool = False
+) -> CaptionTokenizer:
     """SigLIP's tokeniser over a serialised SentencePiece model; `directory` may have a tokenizer_config.json."""
     tokenizer, end = _unigram(model)
-    before = _canonical()
+    before = _canonical(cleaned_by_open_clip)
     tokenizer.normalizer = normalizers.Sequence([*before, *([tokenizer.normalizer] if tokenizer.normalizer else [])])
     return _padded(tokenizer, end if directory is None else _pad_token(directory, end), max_tokens)
 
@@ -135,11 +139,12 @@ def _openai_vocabulary(merges: list[str]) -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-def _canonical() -> list[Any]:
+def _canonical(underscore_is_space: bool) -> list[Any]:
     """Lower case, no ASCII punctuation, single spaces: what SigLIP's captions went through in training."""
     punctuation = "[" + "".join(re.escape(character) for character in string.punctuation) + "]"
     return [
         normalizers.Lowercase(),
+        *([normalizers.Replace("_", " ")] if underscore_is_space else []),
         normalizers.Replace(Regex(punctuation), ""),
         normalizers.Replace(_SPACE, " "),
         normalizers.Replace(Regex(r"\s+"), " "),

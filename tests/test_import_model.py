@@ -236,7 +236,10 @@ def test_what_is_no_bundle_is_not_replaced(published, tmp_path):
 @pytest.mark.parametrize(
     ("part", "changes", "match"),
     [
+        ("vision_cfg", {"timm_model_name": "convnext_base"}, "'convnext_base'"),
+        ("vision_cfg", {"timm_model_name": "vit_base_patch16_siglip_gap_224"}, "'vit_base_patch16_siglip_gap_224'"),
         ("vision_cfg", {"timm_model_name": "vit_base_patch16_siglip_224"}, "as Hugging Face publishes it"),
+        ("vision_cfg", {"image_size": [32, 48]}, "size"),
         ("vision_cfg", {"layers": [3, 4, 6, 3]}, "a Vision Transformer"),
         ("vision_cfg", {"attentional_pool": True}, "attentional_pool True"),
         ("vision_cfg", {"something_new": 1}, "something_new 1"),
@@ -250,5 +253,7 @@ def test_open_clip_towers_that_are_not_known_are_refused(tmp_path, part, changes
     path = model / "open_clip_config.json"
     config = json.loads(path.read_text())
     config["model_cfg"][part] |= changes
+    if "image_size" in changes:
+        del config["preprocess_cfg"]["size"]
     path.write_text(json.dumps(config))
     refused(model, match)

@@ -240,11 +240,67 @@ def open_clip_mean(directory: Path) -> None:
     open_clip_model(directory, config, steps)
 
 
+def open_clip_siglip(directory: Path) -> None:
+    """SigLIP 2 with timm's image tower, made small: a fixture says of which size."""
+    from unittest import mock
+
+    import timm
+    from open_clip.model import CustomTextCLIP
+    from open_clip.tokenizer import HFTokenizer
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary, merges = gemma_like_bpe()
+    fast = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    fast.normalizer = normalizers.Replace(" ", "▁")
+    fast.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    fast.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", vocabulary["<eos>"])]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", unk_token="<unk>").save_pretrained(directory)
+    size = {"embed_dim": 32, "depth": 2, "num_heads": 4}
+    config = {
+        "embed_dim": 32,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 48,
+            "timm_model_name": "vit_base_patch16_siglip_224",
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "text_cfg": {
+            "context_length": 24,
+            "vocab_size": len(vocabulary),
+            "hf_tokenizer_name": "timm/ViT-B-16-SigLIP2",
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "width": 24,
+            "heads": 2,
+            "layers": 2,
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": 1e-6},
+            "act_kwargs": {"approximate": "tanh"},
+        },
+    }
+    steps = {"size": [48, 48], "interpolation": "bicubic", "resize_mode": "squash", "mean": [0.5] * 3, "std": [0.5] * 3}
+    create = timm.create_model
+    small = lambda name, **settings: create(name, **settings, **size, img_size=48)  # noqa: E731
+    with mock.patch.object(timm, "create_model", small):
+        model = CustomTextCLIP(**{name: value for name, value in config.items() if name != "custom_text"})
+    ids = HFTokenizer(str(directory), context_length=24, clean="canonicalize")(list(CAPTIONS))
+    (directory / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": steps}), "utf-8"
+    )
+    open_clip_outputs(directory, model, steps, ids, ids != vocabulary["<pad>"], {"siglip_base": [32, 2, 4, 128]})
+
+
 def open_clip_model(directory: Path, config: dict[str, Any], steps: dict[str, Any]) -> None:
     """Store a model of `open_clip_torch` and what it computes."""
     from open_clip.model import CLIP, CustomTextCLIP
     from open_clip.tokenizer import SimpleTokenizer
-    from open_clip.transform import PreprocessCfg, image_transform_v2
 
     (directory / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": config, "preprocess_cfg": steps}), "utf-8"
@@ -255,9 +311,17 @@ def open_clip_model(directory: Path, config: dict[str, Any], steps: dict[str, An
     (directory / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
     settings = {name: value for name, value in config.items() if name != "custom_text"}
     model = (CustomTextCLIP if config.get("custom_text") else CLIP)(**settings)
+    ids = SimpleTokenizer(context_length=config["text_cfg"]["context_length"])(list(CAPTIONS))
+    open_clip_outputs(directory, model, steps, ids, ids != 0, {})
+
+
+def open_clip_outputs(
+    directory: Path, model: Any, steps: dict[str, Any], ids: Any, mask: Any, facts: dict[str, Any]
+) -> None:
+    """Store what a model of `open_clip_torch` computes."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
     shapes = load_seeded(model)
-    length = config["text_cfg"]["context_length"]
-    ids = SimpleTokenizer(context_length=length)(list(CAPTIONS))
     transform = image_transform_v2(PreprocessCfg(**steps), is_train=False)
     decoded = [Image.open(io.BytesIO(data)).convert("RGB") for data in images().values()]
     pixels = np.stack([transform(image).numpy() for image in decoded])
@@ -265,8 +329,8 @@ def open_clip_model(directory: Path, config: dict[str, Any], steps: dict[str, An
         image = model.encode_image(torch.from_numpy(pixels), normalize=True)
         text = model.encode_text(ids, normalize=True)
         logits = model.logit_scale.exp() * image @ text.T + (0 if model.logit_bias is None else model.logit_bias)
-    write_expected(directory, ids, ids != 0, pixels, image, text, logits)
-    write_facts(directory, {"name": "open_clip_model", "shapes": shapes, "shards": 1, "dtype": "float32"})
+    write_expected(directory, ids, mask, pixels, image, text, logits)
+    write_facts(directory, {"name": "open_clip_model", "shapes": shapes, "shards": 1, "dtype": "float32", **facts})
 
 
 # ---------------------------------------------------------------------------------------------- tokenisers
@@ -341,6 +405,7 @@ CASES = {
     "siglip2": siglip2,
     "open_clip": open_clip_class_token,
     "open_clip_mean": open_clip_mean,
+    "open_clip_siglip": open_clip_siglip,
 }
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""CLIP as OpenCLIP publishes it: open_clip_config.json, safetensors and the tokeniser's files in a directory.
+"""CLIP and SigLIP as OpenCLIP publishes them: open_clip_config.json, safetensors and a tokeniser in a directory.
 
 Format: the `open_clip_torch` library's `CLIPVisionCfg`, `CLIPTextCfg` and `PreprocessCfg`. Its own Transformers are
-read; towers that it takes from other libraries (timm, Hugging Face) are not.
+read, and SigLIP's image towers of timm (`open_clip_siglip`); other towers of timm and those of Hugging Face are not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 from data.errors import PretrainedError
 from data.published_files import read_object
 from data.published_tokenizers import clip_tokenizer
+from data.text import CaptionTokenizer
 from dual_encoder.model import DualEncoderConfig
+from dual_encoder.pretrained import open_clip_siglip
 from dual_encoder.pretrained.placement import Module, Source, layer_sources
 from dual_encoder.pretrained.published_model import (
     PublishedModel,
@@ -23,6 +25,7 @@ from dual_encoder.pretrained.published_model import (
     projection,
 )
 from dual_encoder.towers.clip import CLIP_MEAN, CLIP_STD, ClipImage, ClipText
+from dual_encoder.towers.siglip import SiglipText
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model"
@@ -68,26 +71,41 @@ def read_open_clip(directory: Path) -> PublishedModel:
     with as_config_error(path):
         config, steps = stated["model_cfg"], stated.get("preprocess_cfg") or {}
         _check_top(config, path)
-        vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
-        _check_settings(vision, _IMAGE_FIXED, (*_IMAGE_KNOWN, *_IMAGE_IDLE), f"vision_cfg of {path}")
-        _check_settings(text, _TEXT_FIXED, (*_TEXT_KNOWN, *_TEXT_IDLE), f"text_cfg of {path}")
-        activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-        image_tower = _image_tower(vision, steps, activation, path)
-        text_tower = _text_tower(text, activation)
-        head = projection(config["embed_dim"])
-    tokenizer = clip_tokenizer(directory, text_tower.max_tokens)
-    check_tokenizer(tokenizer, text_tower.vocabulary_size, directory)
-    check_end(tokenizer, None, directory)
+        images = _image_settings(steps, config["vision_cfg"].get("image_size", 224), path)
+        if open_clip_siglip.is_siglip(config["vision_cfg"]):
+            model, tokenizer = open_clip_siglip.read_towers(directory, config, images, path)
+            sources = open_clip_siglip.sources(model)
+        else:
+            model, tokenizer = _towers(directory, config, images, path)
+            sources = _sources(model, "text." if config.get("custom_text") else "")
+    text = model.text_backbone
+    assert isinstance(text, ClipText | SiglipText)
+    check_tokenizer(tokenizer, text.vocabulary_size, directory)
     return PublishedModel(
         name=directory.resolve().name,
         directory=directory,
         weights=WEIGHTS,
-        config=DualEncoderConfig(image_tower, text_tower, head, head),
+        config=model,
         tokenizer=tokenizer,
-        sources=_sources(image_tower, text_tower, "text." if config.get("custom_text") else ""),
+        sources=sources,
         has_bias=config.get("init_logit_bias") is not None,
-        facts={"format": "OpenCLIP", "architecture": "CLIP"},
+        facts={"format": "OpenCLIP", "architecture": "CLIP" if isinstance(text, ClipText) else "SigLIP"},
     )
+
+
+def _towers(
+    directory: Path, config: Mapping[str, Any], images: Mapping[str, Any], path: Path
+) -> tuple[DualEncoderConfig, CaptionTokenizer]:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    _check_settings(vision, _IMAGE_FIXED, (*_IMAGE_KNOWN, *_IMAGE_IDLE), f"vision_cfg of {path}")
+    _check_settings(text, _TEXT_FIXED, (*_TEXT_KNOWN, *_TEXT_IDLE), f"text_cfg of {path}")
+    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    image_tower = _image_tower(vision, images, activation, path)
+    text_tower = _text_tower(text, activation)
+    tokenizer = clip_tokenizer(directory, text_tower.max_tokens)
+    check_end(tokenizer, None, directory)
+    head = projection(config["embed_dim"])
+    return DualEncoderConfig(image_tower, text_tower, head, head), tokenizer
 
 
 def has_weights(directory: Path) -> bool:
@@ -128,18 +146,15 @@ def _check_settings(
         )
 
 
-def _image_tower(vision: Mapping[str, Any], steps: Mapping[str, Any], activation: Any, path: Path) -> ClipImage:
-    size, width = vision.get("image_size", 224), vision.get("width", 768)
-    size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
-    pool = vision.get("pool_type", "tok")
-    if type(vision.get("layers", 12)) is not int or not isinstance(size, int) or pool not in ("tok", "avg"):
+def _image_tower(vision: Mapping[str, Any], images: Mapping[str, Any], activation: Any, path: Path) -> ClipImage:
+    width, pool = vision.get("width", 768), vision.get("pool_type", "tok")
+    if type(vision.get("layers", 12)) is not int or pool not in ("tok", "avg"):
         raise PretrainedError(
-            f"a Vision Transformer for squares with pool_type tok or avg in {path}",
-            f"layers {vision.get('layers')}, image_size {size}, pool_type {pool!r}",
+            f"a Vision Transformer with pool_type tok or avg in {path}",
+            f"layers {vision.get('layers')}, pool_type {pool!r}",
             "use another model",
         )
     return ClipImage(
-        size=size,
         patch=vision.get("patch_size", 16),
         width=width,
         layers=vision.get("layers", 12),
@@ -148,14 +163,16 @@ def _image_tower(vision: Mapping[str, Any], steps: Mapping[str, Any], activation
         activation=activation,
         epsilon=(vision.get("norm_kwargs") or {}).get("eps", 1e-5),
         pooling="class" if pool == "tok" else "mean",
-        **_image_settings(steps, size, path),
+        **images,
     )
 
 
-def _image_settings(steps: Mapping[str, Any], size: int, path: Path) -> dict[str, Any]:
+def _image_settings(steps: Mapping[str, Any], image_size: Any, path: Path) -> dict[str, Any]:
     """How images are prepared; what preprocess_cfg leaves out is CLIP's."""
-    stated = steps.get("size", size)
-    stated = stated[-1] if isinstance(stated, list) and len(set(stated[-2:])) == 1 else stated
+    size, stated = (
+        side[-1] if isinstance(side, list) and len(set(side[-2:])) == 1 else side
+        for side in (image_size, steps.get("size", image_size))
+    )
     mode, interpolation = steps.get("resize_mode", "shortest"), steps.get("interpolation", "bicubic")
     resize = {"shortest": "shortest_edge_rounded", "squash": "squash"}.get(mode)
     if resize is None or interpolation not in ("bicubic", "bilinear", "random") or stated != size:
@@ -165,6 +182,7 @@ def _image_settings(steps: Mapping[str, Any], size: int, path: Path) -> dict[str
             "use the model's own preprocessing",
         )
     return {
+        "size": size,
         "resize": resize,
         "interpolation": "bilinear" if interpolation == "bilinear" else "bicubic",  # random is bicubic outside training
         "mean": tuple(map(float, steps.get("mean", CLIP_MEAN))),
@@ -202,8 +220,11 @@ def _layers(count: int, tower: str) -> dict[str, Source]:
     return layer_sources(count, "encoder_block_{n}", modules)
 
 
-def _sources(image: ClipImage, text: ClipText, prefix: str) -> dict[str, dict[str, Source]]:
+def _sources(config: DualEncoderConfig, prefix: str) -> dict[str, dict[str, Source]]:
     """`prefix` is of the text tower's names: empty in models that keep it at the top."""
+    image, text = config.image_backbone, config.text_backbone
+    assert isinstance(image, ClipImage)
+    assert isinstance(text, ClipText)
     return {
         "image_backbone": {
             "embedding/class_embedding": Source("visual.class_embedding"),
