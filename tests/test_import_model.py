@@ -57,6 +57,8 @@ def refused(model, match):
     ("changes", "match"),
     [
         ({"model_type": "bert"}, "'bert'"),
+        ({"model_type": ["clip"]}, "settings in"),
+        ({"architectures": 5}, "settings in"),
         ({"model_type": "siglip2", "architectures": ["Siglip2Model"]}, "NaFlex"),
         ({"architectures": ["CLIPTextModelWithProjection"]}, "CLIPTextModelWithProjection"),
         ({"vision_config": {"hidden_act": "silu"}}, "'silu'"),

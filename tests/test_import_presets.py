@@ -90,5 +90,19 @@ def test_a_name_that_is_no_preset_is_refused_without_asking_anybody(tmp_path):
 def test_a_preset_of_another_kind_is_refused(tmp_path):
     network = keras_hub.models.BertBackbone(50, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8)
     network.save_to_preset(str(tmp_path / "preset"))
-    with pytest.raises(PretrainedError, match="KerasHub preset of CLIP or SigLIP"):
+    with pytest.raises(PretrainedError, match="received 'BertBackbone'"):
         import_model(str(tmp_path / "preset"), tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    "foreign", [{"module": "os", "class_name": "system"}, {"module": "os", "class_name": "DTypePolicy"}]
+)
+def test_a_preset_that_names_other_objects_is_refused_before_any_is_made(foreign, tmp_path):
+    preset = tmp_path / "preset"
+    preset.mkdir()
+    (preset / "metadata.json").write_text("{}")
+    config = {"class_name": "CLIPBackbone", "config": {"vision_encoder": [{"dtype": foreign}]}}
+    (preset / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PretrainedError, match="KerasHub preset of CLIP or SigLIP in .*config.json"):
+        import_model(str(preset), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

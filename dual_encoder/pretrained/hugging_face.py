@@ -117,8 +117,8 @@ def read_hugging_face(directory: Path) -> PublishedModel:
     """Read the description of a model and its tokeniser; weights are only looked for when it is built."""
     path = directory / CONFIG
     config = read_object(path)
-    kind = _kind(config, path)
     with as_config_error(path):
+        kind = _kind(config, path)
         towers = {name: _tower(config, kind, name) for name in ("text_config", "vision_config")}
         read = _clip if kind == "clip" else _siglip
         model, tokenizer = read(directory, config, towers["text_config"], towers["vision_config"])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import PretrainedError
+from data.published_files import read_object
 from data.published_tokenizers import clip_tokenizer_of, siglip_tokenizer_of
 from data.text import CaptionTokenizer
 from dual_encoder.model import DualEncoder, DualEncoderConfig
@@ -22,6 +23,11 @@ from dual_encoder.towers.clip import ClipImage, ClipText
 from dual_encoder.towers.siglip import SiglipImage, SiglipText
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_approximate": "gelu_tanh"}
+
+# Files of a preset that name Keras objects, and all the objects that those of CLIP and SigLIP need.
+_OBJECT_FILES = ("config.json", "tokenizer.json", "image_converter.json")
+_PARTS = ("Backbone", "VisionEncoder", "TextEncoder", "Tokenizer", "ImageConverter")
+_OBJECTS = {"DTypePolicy", *(f"{kind}{part}" for kind in ("CLIP", "SigLIP") for part in _PARTS)}
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ def read_preset(source: str) -> PresetModel:
     """Load a preset; one that is named and not a directory is downloaded by KerasHub, or taken from its cache."""
     import keras_hub
 
+    if Path(source).exists():
+        _check_objects(Path(source))
     try:
         network = keras_hub.models.Backbone.from_preset(source)
         tokenizer = keras_hub.models.Tokenizer.from_preset(source)
@@ -85,13 +93,29 @@ def read_preset(source: str) -> PresetModel:
         ) from None
     is_clip = isinstance(network, keras_hub.models.CLIPBackbone)
     if not is_clip and not isinstance(network, keras_hub.models.SigLIPBackbone):
-        raise PretrainedError("a CLIP or SigLIP preset", f"{source}, a {type(network).__name__}", "name another preset")
+        raise PretrainedError("a CLIP or SigLIP preset", f"{source}, a {type(network).__name__}", "name another one")
     config, captions = (_clip if is_clip else _siglip)(network, tokenizer, _image_settings(images, source), source)
     text = config.text_backbone
     assert isinstance(text, ClipText | SiglipText)
     check_tokenizer(captions, text.vocabulary_size, Path(source))
     facts = {"format": "KerasHub preset", "architecture": type(network).__name__}
     return PresetModel(Path(source).name, config, captions, not is_clip, network, facts)
+
+
+def _check_objects(directory: Path) -> None:
+    """Keras makes whatever object a preset's files name, from any module: let them name only what is known here."""
+    for path in (directory / name for name in _OBJECT_FILES):
+        if not path.is_file():
+            continue
+        waiting: list[Any] = [read_object(path)]
+        while waiting:
+            value = waiting.pop()
+            waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            named = value.get("class_name") if isinstance(value, dict) else None
+            if isinstance(value, dict) and ("class_name" in value or "module" in value) and named not in _OBJECTS:
+                raise PretrainedError(
+                    f"a KerasHub preset of CLIP or SigLIP in {path}", f"{named!r}", "name another one"
+                )
 
 
 def _tower(settings: dict[str, Any]) -> dict[str, Any]:
