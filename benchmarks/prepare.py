@@ -73,7 +73,7 @@ def _speeds(images: int) -> list[dict[str, Any]]:
     """A row for each run, cores taking turns."""
     turns = [cores for _ in range(RUNS) for cores in (1, 2) if cores <= len(os.sched_getaffinity(0))]
     with tempfile.TemporaryDirectory() as directory:
-        _write_photographs(Path(directory), images)
+        write_photographs(Path(directory), images)
         rows = [{"cores": cores, **_measured("--speed", directory, cores)} for cores in turns]
     shown = [[row["cores"], *(f"{row[key]:,.0f}" for key in ("decode", "prepare"))] for row in rows]
     console.print_table("images a second", ["cores", "decoding alone", "prepare"], shown)
@@ -138,7 +138,7 @@ def _tiny(number: int) -> bytes:
     return file.getvalue()
 
 
-def _write_photographs(directory: Path, images: int) -> None:
+def write_photographs(directory: Path, images: int) -> None:
     """Smooth noise with some grain: JPEG files of a photograph's size and cost."""
     random = np.random.default_rng(0)
     for number in range(images):
