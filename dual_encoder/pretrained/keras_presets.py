@@ -111,10 +111,12 @@ def _check_objects(directory: Path) -> None:
         while waiting:
             value = waiting.pop()
             waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            named = value.get("class_name") if isinstance(value, dict) else None
-            if isinstance(value, dict) and ("class_name" in value or "module" in value) and named not in _OBJECTS:
+            if not isinstance(value, dict) or not {"class_name", "module"} & value.keys():
+                continue
+            name, module = value.get("class_name"), str(value.get("module", "keras"))
+            if name not in _OBJECTS or module.split(".")[0] not in ("keras", "keras_hub"):
                 raise PretrainedError(
-                    f"a KerasHub preset of CLIP or SigLIP in {path}", f"{named!r}", "name another one"
+                    f"a KerasHub preset of CLIP or SigLIP in {path}", f"{name!r} of {module}", "name another one"
                 )
 
 
