@@ -112,9 +112,14 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_path(path.parent)
 
 
+def readable_json(value: Any) -> bytes:
+    """JSON for people: indented, keys sorted, a newline at the end."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON by `write_atomic`."""
-    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, readable_json(value))
 
 
 @contextmanager

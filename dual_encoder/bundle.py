@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data.durable import changed_files, digest_json, directory_digests, publish_directory, write_json
+from data.durable import changed_files, digest_json, directory_digests, publish_directory, readable_json, write_json
 from data.errors import BundleError
 from data.images import ImagePreprocessing
 from data.text import CaptionTokenizer
@@ -29,6 +29,7 @@ TOKENIZER = "tokenizer.json"
 METRICS = "metrics.json"
 CARD = "README.md"
 ASSETS = "assets"
+QUANTISED = ".int8.onnx"
 FORMAT = 1
 
 
@@ -72,10 +73,10 @@ class Bundle:
         text = (self.path / TOKENIZER).read_text("utf-8")
         return CaptionTokenizer.from_json(text, self.manifest["max_tokens"])
 
-    def engine_file(self, tower: str) -> Path | None:
-        """The ONNX graph of "image_tower" or "text_tower", if it was published."""
-        name = f"{tower}.onnx"
-        return self.path / name if name in self.manifest["files"] else None
+    def engine_file(self, tower: str, quantised: bool = False) -> Path | None:
+        """The ONNX graph of "image_tower" or "text_tower", if it was published; `quantised` prefers the one in int8."""
+        names = ([f"{tower}{QUANTISED}"] if quantised else []) + [f"{tower}.onnx"]
+        return next((self.path / name for name in names if name in self.manifest["files"]), None)
 
 
 def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
@@ -140,18 +141,26 @@ def package_versions() -> dict[str, str]:
 
 
 def with_figures(bundle: Bundle, metrics: Mapping[str, Any], card: str) -> Bundle:
-    """Put other figures and another card into a bundle, whole or not at all; its fingerprint stays.
+    """Put other figures and another card into a bundle, whole or not at all; its fingerprint stays."""
+    return _with_files(bundle, {METRICS: readable_json(metrics), CARD: card.encode()})
 
-    The other files are linked, not copied, where the file system can.
-    """
+
+def with_quantised(bundle: Bundle, tower: str, graph: bytes, figures: Mapping[str, Any]) -> Bundle:
+    """Put an int8 graph of a tower into a bundle, and the figures it was admitted by; its fingerprint stays."""
+    name = f"{tower}{QUANTISED}"
+    return _with_files(bundle, {name: graph}, quantised={**bundle.manifest.get("quantised", {}), tower: dict(figures)})
+
+
+def _with_files(bundle: Bundle, changed: Mapping[str, bytes], **manifest: Any) -> Bundle:
+    """A bundle with some files and statements changed; the others are linked, not copied, where the file system can."""
     with publish_directory(bundle.path) as directory:
         for name in bundle.manifest["files"]:
-            if name not in (METRICS, CARD):
+            if name not in changed:
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 _link(bundle.path / name, directory / name)
-        write_json(directory / METRICS, metrics)
-        (directory / CARD).write_text(card, "utf-8")
-        written = _write(directory, {**bundle.manifest, "files": directory_digests(directory)})
+        for name, content in changed.items():
+            (directory / name).write_bytes(content)
+        written = _write(directory, {**bundle.manifest, **manifest, "files": directory_digests(directory)})
     return Bundle(bundle.path, written.manifest)
 
 

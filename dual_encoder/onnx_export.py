@@ -76,6 +76,9 @@ def merge_onnx(first: Path, second: Path, path: Path) -> None:
         body = onnx.compose.add_prefix(body, "body/", rename_inputs=False, rename_outputs=True)
         link = (body.graph.output[0].name, link[1])
     merged = onnx.compose.merge_models(body, head, io_map=[link])
+    versions = {entry.domain: entry.version for entry in merged.opset_import}  # each was listed once a graph
+    del merged.opset_import[:]
+    merged.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in versions.items())
     write_atomic(path, merged.SerializeToString())
 
 

@@ -35,12 +35,13 @@ class Runtime:
     def load(cls, bundle: str | Path, engine: EngineName = "auto", threads: int | None = None) -> Runtime:
         """Open a bundle directory, or the built-in untrained model named "default", and start its engines.
 
-        "auto" runs a published ONNX graph where there is one and Keras otherwise. `BundleError` for a bad bundle, and
-        for "onnxruntime" with a bundle that has no such graph.
+        "auto" runs a published ONNX graph where there is one, in int8 where `dual_encoder.quantize` admitted it, and
+        Keras otherwise; "onnxruntime" is float32. `BundleError` for a bad bundle, and for "onnxruntime" with a bundle
+        that has no such graph.
         """
         opened = open_named_bundle(bundle)
         towers = ("image_tower", "text_tower")
-        files = [opened.engine_file(tower) for tower in towers]
+        files = [opened.engine_file(tower, quantised=engine == "auto") for tower in towers]
         if engine != "keras" and all(files):
             image, text = (OnnxEngine(file, threads) for file in files if file)
             return cls(opened, image, text)

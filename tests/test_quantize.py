@@ -1,0 +1,88 @@
+"""A text tower in int8 is published only where it is as good and faster; the bundle stays the same model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chain import Chain
+
+from data.errors import BundleError, SourceError
+from dual_encoder import quantize
+from dual_encoder.bundle import open_bundle, with_quantised
+from dual_encoder.runtime import Runtime
+
+
+def figures(loss: float = 0.0, gain: float = 1.5) -> dict[str, Any]:
+    recall = {"text_to_image": 0.6, "image_to_text": 0.5}
+    return {
+        "recall@10": {"float32": recall, "int8": {name: value - loss for name, value in recall.items()}},
+        "speed": {"1": 1.5, "32": gain},
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (figures(), ""),
+        (figures(loss=0.0049), ""),
+        (figures(loss=-0.1), ""),
+        (figures(loss=0.0051), "falls by 0.51 points"),
+        (figures(gain=1.05), "1.05 times as fast at batch 32"),
+        (figures(loss=float("nan")), "falls by nan"),
+    ],
+)
+def test_the_gate_lets_pass_what_is_as_good_and_faster(found: dict[str, Any], reason: str) -> None:
+    assert reason in quantize.refusal(found)
+    assert bool(reason) == bool(quantize.refusal(found))
+
+
+@pytest.fixture
+def bundle(chain: Chain, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(chain.bundle, tmp_path / "model"))
+
+
+def test_int8_runs_from_then_on_and_the_fingerprint_stays(
+    bundle: Path, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)  # a busy machine is no defect
+    monkeypatch.setattr(quantize, "FEWEST", 1)  # and one image of these few is more than the gate allows
+    monkeypatch.setattr(quantize, "LARGEST_LOSS", 1.0)
+    before = Runtime.load(bundle)
+    assert quantize.main(["--bundle", str(bundle), "--data", f"prepared:{chain.data}"]) == 0
+    after, full = Runtime.load(bundle), Runtime.load(bundle, engine="onnxruntime")
+    assert after.fingerprint == before.fingerprint
+    assert open_bundle(bundle).manifest["quantised"]["text_tower"]["captions"] > 0
+    texts = ["a red bicycle", "dog", "a very long caption of a small house with a garden behind a wall"]
+    np.testing.assert_array_equal(full.embed_texts(texts), before.embed_texts(texts))
+    cosines = (after.embed_texts(texts) * before.embed_texts(texts)).sum(axis=1)
+    assert (cosines > 0.97).all()
+    assert (cosines < 0.999999).any()
+    assert open_bundle(bundle).engine_file("image_tower") == bundle / "image_tower.onnx"
+
+
+def test_what_does_not_pass_leaves_the_bundle_as_it_was(
+    bundle: Path, chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quantize, "FEWEST", 1)
+    monkeypatch.setattr(quantize, "LARGEST_LOSS", 1.0)
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 1000.0)
+    before = {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
+    assert quantize.main(["--bundle", str(bundle), "--data", f"prepared:{chain.data}"]) == 1
+    assert "not published: it is only" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()} == before
+
+
+def test_too_few_images_to_judge_by_are_refused(bundle: Path, chain: Chain) -> None:
+    with pytest.raises(SourceError, match="at least 200 images"):
+        quantize.main(["--bundle", str(bundle), "--data", f"prepared:{chain.data}"])
+
+
+def test_a_changed_byte_of_the_int8_graph_is_refused(bundle: Path) -> None:
+    with_quantised(open_bundle(bundle), "text_tower", b"a graph", {})
+    (bundle / "text_tower.int8.onnx").write_bytes(b"another")
+    with pytest.raises(BundleError, match="int8"):
+        open_bundle(bundle)
