@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,6 +44,18 @@ def write_groups(path: Path, groups: Mapping[str, str]) -> None:
     """Write a list that `read_groups` reads."""
     rows = ({"image_id": image_id, "group": group} for image_id, group in groups.items())
     write_atomic(path, b"".join(canonical_json(row) + b"\n" for row in rows))
+
+
+def add_groups_option(parser: argparse.ArgumentParser) -> None:
+    """`--groups FILE`."""
+    parser.add_argument(
+        "--groups", type=Path, metavar="FILE", help="images to keep together when splitting, as data.doctor lists them"
+    )
+
+
+def chosen_groups(options: argparse.Namespace) -> dict[str, str] | None:
+    """The groups that a command line names."""
+    return None if options.groups is None else read_groups(options.groups)
 
 
 def join_groups(identical: Iterable[list[Member]]) -> dict[str, str]:

@@ -5,6 +5,7 @@ What is shown comes from anybody: all text is escaped, and kept from turning its
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,13 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -
         f"<table><caption>{text(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def picture(thumbnail: bytes | None, told: str) -> str:
+    """A WebP image of `data.thumbnails`, or a frame where there is none; `told` is read out instead of it."""
+    if thumbnail is None:
+        return f'<div class="missing" role="img" aria-label="{attribute(told)}">no picture</div>'
+    return f'<img alt="{attribute(told)}" src="data:image/webp;base64,{base64.b64encode(thumbnail).decode()}">'
 
 
 def text(value: object) -> str:

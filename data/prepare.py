@@ -29,7 +29,7 @@ from data.durable import (
     write_json,
 )
 from data.errors import ImageError, SourceError
-from data.groups import read_groups
+from data.groups import add_groups_option, chosen_groups
 from data.loading import map_ordered
 from data.pairs import ImageFile, ImageTextPair, PairSource
 from data.quarantine import Quarantine, add_quarantine_options, chosen_quarantine
@@ -287,9 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other splits (default 0)")
     parser.add_argument("--shard-size", type=_positive, default=1000, metavar="N", help="images a shard (default 1000)")
     parser.add_argument("--resplit", action="store_true", help="ignore the splits that the data set prescribes")
-    parser.add_argument(
-        "--groups", type=Path, metavar="FILE", help="images to keep together when splitting, as data.doctor lists them"
-    )
+    add_groups_option(parser)
     add_quarantine_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output that differs")
     arguments = parser.parse_args(argv)
@@ -305,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.out,
         settings,
         arguments.overwrite,
-        groups=None if arguments.groups is None else read_groups(arguments.groups),
+        groups=chosen_groups(arguments),
         quarantine=chosen_quarantine(arguments),
     )
     console.print_table(str(arguments.out), ("split", "images", "shards", "size"), _counts(manifest))

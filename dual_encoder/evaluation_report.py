@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from data import html_page
-from data.html_page import attribute, section, table, text
+from data.html_page import section, table, text
+from data.svg_plots import Axis, Line, histogram_plot, line_plot
 from dual_encoder.evaluation_tables import (
     CALIBRATION_COLUMNS,
     COMPARISON_COLUMNS,
@@ -29,7 +29,6 @@ from dual_encoder.evaluation_tables import (
     unanswerable_rows,
 )
 from dual_encoder.retrieval_examples import Example, Picture, Similarities
-from dual_encoder.svg_plots import Axis, Line, histogram_plot, line_plot
 
 
 @dataclass(frozen=True)
@@ -213,11 +212,7 @@ def _examples(title: str, note: str, examples: Sequence[Example], none: str, gal
 
 def _picture(picture: Picture, place: str) -> str:
     told = f"{picture.image_id}: {picture.caption}" if picture.caption else picture.image_id
-    if picture.thumbnail is None:
-        shown = f'<div class="missing" role="img" aria-label="{attribute(told)}">no picture</div>'
-    else:
-        data = base64.b64encode(picture.thumbnail).decode()
-        shown = f'<img alt="{attribute(told)}" src="data:image/webp;base64,{data}">'
+    shown = html_page.picture(picture.thumbnail, told)
     right, mark = (' class="right"', " ✓") if picture.right else ("", "")
     return f"<figure{right}>{shown}<figcaption>{place} {picture.score:.3f}{mark}</figcaption></figure>"
 

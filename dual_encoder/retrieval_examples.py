@@ -3,19 +3,17 @@ knows embeddings, no model."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from data.errors import ImageError
-from data.images import decode
 from data.pairs import ImageTextPair
+from data.thumbnails import thumbnail
 from dual_encoder.embedded_pairs import EmbeddedPairs
 from dual_encoder.metrics import TIE, RankedQueries
 
-SIDE = 112  # pixels of a thumbnail's longer side
 _BLOCK_SCORES = 4_000_000  # scores computed at a time, 16 MB
 
 
@@ -75,15 +73,6 @@ def worst_misses(embedded: EmbeddedPairs, queries: RankedQueries, count: int = 1
     """Captions whose image came last, by rank; an image at most once."""
     misses = np.flatnonzero(queries.ranks > 1)
     return _examples(embedded, queries, misses[np.argsort(-queries.ranks[misses], kind="stable")], count)
-
-
-def thumbnail(data: bytes, side: int = SIDE) -> bytes:
-    """An encoded image as WebP of at most `side` pixels a side; `ImageError` when it does not decode."""
-    image = decode(data)
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=60)
-    return buffer.getvalue()
 
 
 def _score_blocks(embedded: EmbeddedPairs) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -9,13 +9,15 @@ import argparse
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data import console
+from data.curated import Curated
 from data.durable import digest_json
 from data.errors import BundleError, SourceError, TrainingError
+from data.groups import add_groups_option, chosen_groups
 from data.quarantine import Quarantine, add_quarantine_options, chosen_quarantine
 from data.quiet_tensorflow import load_tensorflow
 from data.sources import SOURCE_HELP, open_source
@@ -25,7 +27,6 @@ from dual_encoder.model_card import data_licences, model_card
 from dual_encoder.recipe import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
-    from data.pairs import ImageTextPair, PairSource
     from dual_encoder.calibration import Calibration
     from dual_encoder.trainer import Progress
     from dual_encoder.training_run import TrainingRun
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of initial weights and shuffling (default: the recipe's)")
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"))
     parser.add_argument("--devices", type=int, metavar="N", help="GPUs to train on (default: all that are visible)")
+    add_groups_option(parser)
     add_quarantine_options(parser)
     parser.add_argument("--fresh", action="store_true", help="forget the checkpoint of an earlier run at BUNDLE.run")
     return parser
@@ -74,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "start": options.start,
         "fresh": options.fresh,
         "devices": options.devices,
+        "groups": chosen_groups(options),
         "quarantine": chosen_quarantine(options),
     }
     train(recipe, options.data, options.out, **run, **settings)
@@ -86,6 +89,7 @@ def train(
     out: Path,
     fresh: bool = False,
     devices: int | None = None,
+    groups: Mapping[str, str] | None = None,
     quarantine: Quarantine | None = None,
     start: str | Path | None = None,
     **settings: Any,
@@ -94,7 +98,8 @@ def train(
 
     Without a recipe, one is chosen for the data and the machine. `settings` of the trainer, where they are not None,
     take the place of the recipe's. All visible GPUs take part, or the first `devices`, with the loss and gradients of
-    one. `quarantine` changes the train and validation splits. `start` names a bundle to train from.
+    one. `groups` (image id → group) replace those of the source; `quarantine` changes the train and validation splits.
+    `start` names a bundle to train from.
     """
     load_tensorflow()
     from dual_encoder.bundle_model import check_replaceable, save_bundle
@@ -108,8 +113,11 @@ def train(
         raise TrainingError("another directory for --out than for --start", str(out), "choose another --out")
     replicas = Replicas.on_gpus(devices)
     source = open_source(data)
-    splits = _splits(source, quarantine)
-    cleaning = {} if quarantine is None else {"quarantine": quarantine.to_config()}
+    splits = split_pairs(Curated(source, groups, quarantine))
+    cleaning: dict[str, Any] = {} if groups is None else {"groups": digest_json(dict(groups))}
+    if quarantine is not None:
+        splits = quarantine.of_splits(splits)
+        cleaning["quarantine"] = quarantine.to_config()
     directory = out.resolve().with_name(out.resolve().name + ".run")
     if fresh:
         shutil.rmtree(directory, ignore_errors=True)
@@ -199,13 +207,6 @@ def _calibration(run: TrainingRun) -> Calibration | None:
     except SourceError as error:
         console.say(f"scores are not calibrated: that takes {error.expected}, and there are {error.received}")
         return None
-
-
-def _splits(source: PairSource, quarantine: Quarantine | None) -> dict[str, list[ImageTextPair]]:
-    """The splits of a source, without what a quarantine leaves out."""
-    if quarantine is None:
-        return split_pairs(source)
-    return quarantine.of_splits(split_pairs(pair for pair in source if quarantine.admits(pair)))
 
 
 def _finished(out: Path, run_key: str) -> Bundle | None:

@@ -18,11 +18,12 @@ from PIL import Image
 
 from data.html_page import LONGEST_TEXT
 from data.pairs import ImageBytes, ImageTextPair
+from data.thumbnails import thumbnail
 from dual_encoder.calibration import Calibration
 from dual_encoder.embedded_pairs import EmbeddedPairs, embed_pairs
 from dual_encoder.evaluate import calibration_figures, compare_with, figures, page, rank_pairs, training_history
 from dual_encoder.metrics import TIE
-from dual_encoder.retrieval_examples import best_hits, similarities, thumbnail, worst_misses
+from dual_encoder.retrieval_examples import best_hits, similarities, worst_misses
 from dual_encoder.slices import slice_figures
 
 CALIBRATION = Calibration(bias=-3, slope=9, context=2, gallery=0.5, smallest=40, largest=160, queries=300)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dual_encoder.svg_plots import HEIGHT, WIDTH, Axis, histogram_plot, line_plot
+from data.svg_plots import HEIGHT, WIDTH, Axis, histogram_plot, line_plot
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 
