@@ -6,23 +6,21 @@ Example: `python -m data.doctor --data csv:my_pairs.csv --out build/doctor`
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data import console
+from data.caption_checks import look_at_captions
 from data.durable import write_json
 from data.errors import SourceError
 from data.groups import write_groups
 from data.image_checks import look_at_images
 from data.quarantine import QuarantineEntry, write_entries
 from data.sources import SOURCE_HELP, open_source
-from data.text import clean_caption
 
 PARTS = ("images", "captions", "pairs")
-FILE_NAME = re.compile(r"(?i)^(img|dscn?|image|photo|screenshot)?[\s_-]*\d[\d\s_-]*$|^\S+\.(jpe?g|png|gif|webp)$")
 LISTED_FROM = 0.1  # probability of a mismatch
 
 
@@ -50,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures |= found.figures
         write_groups(options.out / "groups.jsonl", found.groups)
     if "captions" in parts:
-        listed += list(look_at_captions(source))
+        captions = look_at_captions(source)
+        listed += captions.entries
+        figures |= captions.figures
     if "pairs" in parts:
         from dual_encoder.pair_doctor import mismatched_pairs
 
@@ -65,14 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = sorted(figures["listed"].items()) or [("nothing", 0)]
     console.print_table(f"{source.name}: what is in {options.out}/quarantine.jsonl", ("reason", "entries"), rows)
     return console.EXIT_FAILED if options.strict and listed else console.EXIT_OK
-
-
-def look_at_captions(pairs: Any) -> Iterator[QuarantineEntry]:
-    """Entries of captions that are names of files."""
-    for pair in pairs:
-        for caption in pair.captions:
-            if FILE_NAME.match(clean_caption(caption)):
-                yield QuarantineEntry(pair.image_id, caption, "file name as caption")
 
 
 if __name__ == "__main__":
