@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from data import console
-from data.caption_checks import look_at_captions
-from data.durable import write_json
+from data.caption_checks import CaptionFindings, look_at_captions
+from data.doctor_report import DoctorReport, render
+from data.durable import write_atomic, write_json
 from data.errors import SourceError
 from data.groups import write_groups
-from data.image_checks import look_at_images
+from data.image_checks import ImageFindings, look_at_images
+from data.pairs import PairSource
 from data.quarantine import QuarantineEntry, write_entries
 from data.sources import SOURCE_HELP, open_source
 
@@ -34,19 +36,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the lists and figures go")
     parser.add_argument("--only", metavar="PARTS", default=",".join(PARTS), help=f"of {','.join(PARTS)} (default all)")
+    parser.add_argument(
+        "--bundle", metavar="BUNDLE", help="a trained model that judges the pairs, instead of frozen backbones"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 when anything is listed")
     options = parser.parse_args(argv)
     parts = options.only.split(",")
     if set(parts) - set(PARTS):
         raise SourceError(f"--only with some of {', '.join(PARTS)}", options.only, "correct it")
-    source = open_source(options.data)
+    report = examine(open_source(options.data), parts, options.out, options.bundle)
+    rows = sorted(report.figures["listed"].items()) or [("nothing", 0)]
+    title = f"{report.source.name}: what is in {options.out}/quarantine.jsonl"
+    console.print_table(title, ("reason", "entries"), rows)
+    console.say(f"to be looked at: {options.out}/report.html")
+    return console.EXIT_FAILED if options.strict and report.entries else console.EXIT_OK
+
+
+def examine(source: PairSource, parts: Sequence[str], out: Path, bundle: str | None = None) -> DoctorReport:
+    """Look at the `parts` of a source, and write lists and reports to `out`."""
     listed: list[QuarantineEntry] = []
     figures: dict[str, Any] = {"source": source.name, "images": len(source)}
+    images, captions = ImageFindings(), CaptionFindings()
     if "images" in parts:
-        found = look_at_images(source)
-        listed += found.entries
-        figures |= found.figures
-        write_groups(options.out / "groups.jsonl", found.groups)
+        images = look_at_images(source)
+        listed += images.entries
+        figures |= images.figures
+        write_groups(out / "groups.jsonl", images.groups)
     if "captions" in parts:
         captions = look_at_captions(source)
         listed += captions.entries
@@ -55,16 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dual_encoder.pair_doctor import mismatched_pairs
 
         bad = {entry.image_id for entry in listed if entry.caption is None}
-        mismatched, figures["estimated share of mismatched pairs"] = mismatched_pairs(
-            [pair for pair in source if pair.split != "test" and pair.image_id not in bad], LISTED_FROM
-        )
+        judged = [pair for pair in source if pair.split != "test" and pair.image_id not in bad]
+        mismatched, figures["estimated share of mismatched pairs"] = mismatched_pairs(judged, LISTED_FROM, bundle)
         listed += mismatched
     figures["listed"] = dict(Counter(entry.reason for entry in listed))
-    write_entries(options.out / "quarantine.jsonl", listed)
-    write_json(options.out / "report.json", figures)
-    rows = sorted(figures["listed"].items()) or [("nothing", 0)]
-    console.print_table(f"{source.name}: what is in {options.out}/quarantine.jsonl", ("reason", "entries"), rows)
-    return console.EXIT_FAILED if options.strict and listed else console.EXIT_OK
+    report = DoctorReport(source, figures, listed, images, captions)
+    write_entries(out / "quarantine.jsonl", listed)
+    write_json(out / "report.json", figures)
+    write_atomic(out / "report.html", render(report).encode())
+    return report
 
 
 if __name__ == "__main__":

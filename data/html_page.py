@@ -91,7 +91,8 @@ svg .tick { fill: var(--soft); font-size: 12px; } .axis { fill: none; stroke: va
 article { background: var(--panel); padding: .75rem; margin: .75rem 0; border-radius: .4rem; } article p { margin: 0; }
 .strip { display: flex; flex-wrap: wrap; gap: .5rem; align-items: end; } .returned { border-inline-start: 2px solid
   var(--rule); padding-inline-start: .5rem; }
-figure { margin: 0; padding: 3px; border: 2px solid transparent; } figure.right { border-color: var(--good); }
+figure { margin: 0; padding: 3px; border: 2px solid transparent; }
+figure.told { width: 112px; overflow-wrap: anywhere; } figure.right { border-color: var(--good); }
 img, .missing { display: block; width: 112px; height: 112px; object-fit: contain; background: #fff; color: #1b1b1b; }
 figcaption { font-size: .85rem; color: var(--soft); }
 """

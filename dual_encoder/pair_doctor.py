@@ -27,9 +27,14 @@ class FrozenPairs:
     features: PairFeatures
 
 
-def mismatched_pairs(pairs: Sequence[ImageTextPair], listed_from: float) -> tuple[list[QuarantineEntry], float]:
-    """Entries of captions that are another image's with at least that probability, and their estimated share of all."""
-    frozen = frozen_pairs(pairs)
+def mismatched_pairs(
+    pairs: Sequence[ImageTextPair], listed_from: float, bundle: str | None = None
+) -> tuple[list[QuarantineEntry], float]:
+    """Entries of captions that are another image's with at least that probability, and their estimated share of all.
+
+    With a `bundle`, its embeddings are the features.
+    """
+    frozen = frozen_pairs(pairs) if bundle is None else embedded_pairs(pairs, bundle)
     found = find_mismatched(frozen.features)
     entries = [
         QuarantineEntry(
@@ -43,6 +48,18 @@ def mismatched_pairs(pairs: Sequence[ImageTextPair], listed_from: float) -> tupl
         if found.probability[n] >= listed_from
     ]
     return entries, found.share
+
+
+def embedded_pairs(pairs: Sequence[ImageTextPair], bundle: str) -> FrozenPairs:
+    """What a bundle makes of pairs; where it puts an image is what it takes the image for."""
+    from dual_encoder.embedded_pairs import embed_pairs
+    from dual_encoder.runtime import Runtime
+
+    found = embed_pairs(Runtime.load(bundle), captioned(pairs, "train and validation"))
+    kept = captioned(found.pairs, "usable")
+    groups = np.array(image_groups(kept))
+    features = PairFeatures(found.images, found.captions, found.caption_image, groups, named=found.images)
+    return FrozenPairs(kept, found.table, features)
 
 
 def frozen_pairs(pairs: Sequence[ImageTextPair]) -> FrozenPairs:

@@ -78,6 +78,34 @@ def test_every_defect_is_listed_and_nothing_else(tmp_path: Path) -> None:
     assert left[train[6].image_id].captions == ("a blue circle",)
 
 
+def test_the_page_shows_every_finding_and_runs_nothing(tmp_path: Path) -> None:
+    source = dirty(tmp_path / "shapes")
+    captions = tmp_path / "shapes" / "captions.jsonl"
+    rows = [json.loads(line) for line in captions.read_text("utf-8").splitlines()]
+    hostile = "<script>alert(1)</script>.jpg"
+    next(row for row in rows if row["split"] == "validation")["captions"].append(hostile.replace(" ", ""))
+    captions.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert main(["--data", source, "--out", str(tmp_path / "out"), "--only", "images,captions"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    figures = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    for reason in figures["listed"]:
+        assert f"<h2>{reason.capitalize()}</h2>" in page
+    for heading in ("Images of one picture", "Worth a look", "Sizes", "Figures", "Scripts"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "mirrored" in page
+    assert page.count("no picture") == 1, "of the file that is no image"
+    assert page.count("data:image/webp;base64,") >= 10
+    assert page.count("<svg") == 2
+
+
+def test_a_page_about_nothing_is_a_page(tmp_path: Path) -> None:
+    source = write_shapes(tmp_path / "shapes")
+    assert main(["--data", source, "--out", str(tmp_path / "out"), "--only", "captions", "--strict"]) == 0
+    assert "nothing" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
 def test_groups_with_an_image_in_common_become_one_with_all_their_images() -> None:
     one, two = ("a", "first", None), ("b", "second", None)
     found = join_groups(

@@ -49,3 +49,13 @@ def test_captions_are_moved_outside_the_test_split_only(splits: Splits, kind: st
     assert moved["test"] == splits["test"]
     assert moved["train"] != splits["train"]
     assert captions_of(corrupted(splits, kind, 0.0, seed=0)) == captions_of(splits)
+
+
+@pytest.mark.slow
+def test_a_bundle_judges_by_its_own_embeddings(splits: Splits) -> None:
+    moved = corrupted(splits, "shuffled", 0.2, seed=1)
+    true = {(pair.image_id, caption) for pair in splits["train"] for caption in pair.captions}
+    entries, _ = mismatched_pairs(moved["train"], 0.0, bundle="default")
+    wrong = np.array([(entry.image_id, entry.caption) not in true for entry in entries])
+    places = np.arange(len(entries))
+    assert places[wrong].mean() < 0.7 * places[~wrong].mean(), "wrong ones come first"
