@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shapes as drawn
 from hypothesis import given
 from hypothesis import strategies as st
 from shapes import FROZEN, write_shapes
@@ -21,7 +20,6 @@ from data.quarantine import Quarantine, QuarantineEntry, read_entries, read_quar
 from data.sources import open_source
 from data.splits import split_pairs
 from data.text import CaptionTokenizer
-from dual_encoder.bundle import open_bundle
 from dual_encoder.train import main as train_main
 from dual_encoder.train import train
 from dual_encoder.training_data import CaptionTable
@@ -185,14 +183,14 @@ def test_training_keeps_groups_of_a_list_together(tmp_path: Path) -> None:
     source = write_shapes(tmp_path / "shapes", [""] * 9)
     pairs = list(open_source(source))
     groups = {pair.image_id: "even" if number % 2 else "odd" for number, pair in enumerate(pairs[:40])}
-    write_groups(tmp_path / "groups.jsonl", groups)
-    options = ["--data", source, "--recipe", drawn.__file__, "--epochs", "1", "--out", str(tmp_path / "model")]
-    assert train_main([*options, "--groups", f"{tmp_path}/groups.jsonl"]) == 0
-    trained = open_bundle(tmp_path / "model").manifest["trained"]
+    recipe = FROZEN.with_settings(epochs=1)
+    trained = train(recipe, source, tmp_path / "model", groups=groups).manifest["trained"]
     expected = split_pairs(Curated(open_source(source), groups))
     assert trained["pairs"] == {name: len(found) for name, found in expected.items()}
     assert trained["pairs"] != {name: len(found) for name, found in split_pairs(open_source(source)).items()}
     assert trained["groups"]
+    with pytest.raises(SourceError, match="a list of groups"):
+        train_main(["--data", source, "--out", str(tmp_path / "no"), "--groups", f"{tmp_path}/absent.jsonl"])
 
 
 def test_training_names_its_quarantine_and_another_list_is_another_run(shapes, tmp_path: Path) -> None:
