@@ -4,8 +4,9 @@ python -m benchmarks.runtime --json build/runtime.json
 
 Contestants take turns on the same cores; figures are medians over the turns, ratios medians over turns that followed
 each other. Text goes from strings to embeddings, towers from pixels in memory, a folder from JPEG files of 500×375
-pixels. The share of the machine is the rate of floating-point operations as a share of that of a float32 matrix product
-of 2,048² in the same run. The peers' environment is made by `make peers`.
+pixels, whose limit on cores that the tower keeps busy is the time of both added up. The share of the machine is the
+rate of floating-point operations as a share of that of a float32 matrix product of 2,048² in the same run. The peers'
+environment is made by `make peers`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ CHECKS = (
     ("vit_b32, batch 32", "open_clip", 1.0),
     ("vit_b32, batch 32", "onnxruntime by hand", 1.0),
     ("folder", "clip-retrieval's way", 1.2),
-    ("folder", "tower on pixels in memory", 0.9),
+    ("folder", "tower and decoding share the cores", 0.9),
 )
 COLD_START_SECONDS = {"onnxruntime": 3.0, "keras": 12.0}
 
@@ -76,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name, turn in contestants.items():
                     rates[task][name].append(turn())
                 rates[task]["matrix product"].append(_matrix_product() / operations)
+    if "folder" in rates:
+        parts = (rates["folder"][name] for name in ("tower on pixels in memory", "decoding alone"))
+        rates["folder"]["tower and decoding share the cores"] = [
+            1 / (1 / a + 1 / b) for a, b in zip(*parts, strict=True)
+        ]
     report.figures["tasks"] = rates
     _print(rates)
     for task, theirs, target in CHECKS:

