@@ -94,7 +94,9 @@ def test_a_sentencepiece_model_of_another_kind_is_refused():
 
 
 @pytest.mark.parametrize(
-    "data", [b"no gzip", gzip.compress(b"\xff\xfe"), gzip.compress(b"0" * 5000), gzip.compress(b"x")[:-9]]
+    "data",
+    [b"no gzip", gzip.compress(b"\xff\xfe"), gzip.compress(b"0" * 5000), gzip.compress(b"x")[:-9]],
+    ids=["no gzip", "no text", "too long", "cut off"],  # the bytes hold the time of day
 )
 def test_merges_that_are_no_text_or_too_much_of_it_are_refused(tmp_path, data, monkeypatch):
     monkeypatch.setattr(published_files, "MAX_FILE_BYTES", 4000)
