@@ -72,6 +72,7 @@ def test_settings_that_nothing_beats_stay() -> None:
     assert choose_bridge(head, one_image, classifier()[2], texts(2.0, C, 0, 0)[:1], [0]) == head
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_chosen_bridge_into_its_model_and_its_record() -> None:
     openstax, pairs = load_recipe("openstax"), list(drawings())[:40]
     head = AnchoredHead(top=1, temperature=0.01, trainable=True)  # the best class alone

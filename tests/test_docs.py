@@ -129,9 +129,12 @@ def takes_long(command: str) -> bool:
     return "-m benchmarks." in command and "--help" not in command
 
 
+LONGEST = ("README.md", "docs/training.md")  # each trains a model or more
+
+
 def quick_or_slow(document: str) -> Any:
-    """The guide to training trains several models, one after the other."""
-    return pytest.param(document, marks=pytest.mark.slow) if document == "docs/training.md" else document
+    """The document, marked where its commands take about a minute."""
+    return pytest.param(document, marks=pytest.mark.slow) if document in LONGEST else document
 
 
 @pytest.mark.timeout(400)

@@ -97,6 +97,7 @@ def test_an_interrupted_build_says_so_and_goes_on(chain: Chain, uninterrupted, t
     np.testing.assert_array_equal(content(chain, tmp_path)[0], uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_interrupted_training_goes_on_to_the_very_same_model(chain: Chain, tmp_path: Path):
     bundle = tmp_path / "model"
     command = ("dual_encoder.train", "--recipe", chain.recipe, "--data", chain.data, "--out", bundle)

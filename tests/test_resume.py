@@ -97,7 +97,8 @@ def straight(command: Command) -> dict[str, Any]:
     return command.left("straight")
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 10])
 def test_a_run_killed_at_random_moments_ends_with_the_very_same_model(
     command: Command, straight: dict[str, Any], kills: int
 ) -> None:

@@ -92,6 +92,7 @@ class Batches:
             yield self.batch
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_bit_by_bit(tmp_path):
     def trainer(directory, stop=None):
         keras.utils.set_random_seed(0)
