@@ -107,7 +107,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_very_same_model(
     for number in range(KILLS):
         # Spread over the whole run: what was told before a kill is done, but for one step or write.
         command.kill(bundle, after=1 + moments.randrange(LINES // KILLS))
-        assert not (command.directory / bundle).exists(), f"seed {seed}: through after {number} KILLS"
+        assert not (command.directory / bundle).exists(), f"seed {seed}: through after {number} kills"
     command.done(bundle)
     left = command.left(bundle)
     assert left.keys() == straight.keys()
