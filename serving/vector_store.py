@@ -1,0 +1,162 @@
+"""What a store of image vectors must offer, whoever keeps it; knows no file, no engine and no network.
+
+A store is one published snapshot and the changes acknowledged since. Every answer comes from a `StoreView`: a state
+that does not move while it is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from data.pairs import AttributeValue
+    from serving.filters import Filter
+
+
+class VersionConflict(UserError):
+    """A change asked for a version of an image that is not the current one; nothing of the change was applied."""
+
+    def __init__(self, image_id: str, expected: int, current: int) -> None:
+        super().__init__(
+            f"version {expected} of image {image_id!r}",
+            f"version {current}" if current else "no such image",
+            "read the image again and repeat the change on what it holds now",
+        )
+        self.image_id, self.current = image_id, current
+
+
+class KeyReused(UserError):
+    """An idempotency key came with another request than the one it belongs to."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            "one request for each idempotency key", f"another request with key {key!r}", "make a new key for it"
+        )
+
+
+class StoreReadOnly(UserError):
+    """A change came to a store that another process writes to, or that failed to write before."""
+
+
+@dataclass(frozen=True)
+class Upsert:
+    """Put an image in the place of what its id held.
+
+    `vector` is the image's embedding, (D,) of unit length, which the store keeps as float16. `digest` is the SHA-256 of
+    the encoded image, empty for a vector alone; `location` the path of its file, or empty. With `if_version` the change
+    applies only when that is the current version, 0 standing for "not there".
+    """
+
+    image_id: str
+    vector: np.ndarray = field(repr=False, compare=False)
+    digest: str = ""
+    location: str = ""
+    captions: tuple[str, ...] = ()
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    if_version: int | None = None
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Remove an image; one that is not there counts as removed."""
+
+    image_id: str
+    if_version: int | None = None
+
+
+Change = Upsert | Delete
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that changes are on the disk: the place of the last in the store's sequence, and each image's version.
+
+    A version is the sequence number of the change that made it, so it only grows; so is that of a deletion.
+    """
+
+    sequence: int
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """What a store knows about an image. `version` is 0 for one that came with a batch job and was never changed."""
+
+    image_id: str
+    digest: str = ""
+    location: str = ""
+    captions: tuple[str, ...] = ()
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image and its score, the inner product of the query with the stored vector; higher is better."""
+
+    image_id: str
+    score: float
+
+
+class StoreView(Protocol):
+    """A state of a store that does not move; safe to share between threads. Close it by leaving its `with` block."""
+
+    @property
+    def revision(self) -> str:
+        """Names the state: equal revisions give equal answers."""
+
+    @property
+    def snapshot(self) -> str:
+        """The name of the snapshot under it."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def search(
+        self, queries: np.ndarray, k: int, where: Filter | None = None, *, exact: bool = False
+    ) -> list[list[Found]]:
+        """The `k` best images for each of `queries` (Q, D) float32 among those that `where` matches, best first.
+
+        Fewer when fewer match. Equal scores stand in the order of their ids. `exact` compares with every vector.
+        """
+
+    def get(self, image_ids: Sequence[str]) -> list[StoredImage | None]:
+        """What is known about each, in order; None for one that is not there."""
+
+    def vectors(self, image_ids: Sequence[str]) -> np.ndarray:
+        """The stored vectors, (B, D) float32, in order; `ImageNotFound` for an id that is not there."""
+
+    def page(self, after: str, limit: int, where: Filter | None = None) -> list[StoredImage]:
+        """At most `limit` images in the order of their ids, from the first id greater than `after`."""
+
+
+class VectorStore(Protocol):
+    """One index of one model, with changes. Methods may be called from any thread."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the model whose vectors it holds."""
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+
+    def apply(self, changes: Sequence[Change], key: str = "") -> Receipt:
+        """Apply `changes` in their order, all or none; they are durable and visible to the next view on return.
+
+        A repeated idempotency `key` with the same changes returns the first receipt and changes nothing.
+        `VersionConflict`, `KeyReused`, `StoreReadOnly`; an `OSError` of the disk means that nothing was applied.
+        """
+
+    def view(self) -> AbstractContextManager[StoreView]:
+        """The state now, with every acknowledged change in it."""
+
+    def close(self) -> None:
+        """Release files and threads. Nothing acknowledged depends on it being called."""
