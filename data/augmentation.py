@@ -113,7 +113,9 @@ def draw_variation(augmentation: Augmentation, mirrored: bool, random: np.random
 def varied_pixels(data: bytes, preprocessing: ImagePreprocessing, variation: ImageVariation) -> np.ndarray:
     """Encoded image to a backbone's input, `(size, size, 3)` float32; without variation that of `load_pixels`."""
     preprocessing = dataclasses.replace(preprocessing, mirror=preprocessing.mirror != variation.mirror)
-    pixels = resize(crop(decode(data), variation.box), preprocessing)
+    left, top, right, bottom = variation.box
+    enough = math.ceil(preprocessing.enough / min(right - left, bottom - top))  # of what is kept
+    pixels = resize(crop(decode(data, enough=enough), variation.box), preprocessing)
     return normalise(jitter(pixels, variation.colour), preprocessing)
 
 

@@ -17,7 +17,7 @@ from data.console import progress
 from data.digest_memo import DigestMemo, FileStamp
 from data.durable import digest_bytes
 from data.errors import ImageError
-from data.images import DEFAULT_LIMITS, ImageLimits, ImagePreprocessing, load_pixels
+from data.images import DEFAULT_LIMITS, ImageLimits, ImagePreprocessing, load_resized, normalise_batch
 from data.pairs import ImageBytes, ImageFile, ImageTextPair
 
 A = TypeVar("A")
@@ -26,7 +26,7 @@ B = TypeVar("B")
 
 @dataclass
 class DecodedBatch:
-    """Consecutive images: those that decoded, with their positions, and those that did not, with the reason."""
+    """Images that decoded, with their positions, and those met on the way that did not, with the reason."""
 
     positions: list[int] = field(default_factory=list)
     pixels: np.ndarray = field(default_factory=lambda: np.empty((0,)))  # (B, S, S, 3) float32
@@ -95,24 +95,28 @@ def decoded_batches(
     batch_size: int = 32,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Iterator[DecodedBatch]:
-    """Read and decode images, `batch_size` at a time; while the caller works on a batch the next one is decoded."""
+    """Read and decode images, `batch_size` good ones at a time, while the caller works on the batch before.
+
+    At most two batches wait, as bytes; they become float32 when they are asked for.
+    """
 
     def load(image: ImageFile | ImageBytes) -> np.ndarray | ImageError:
         try:
-            return load_pixels(image.read(limits), preprocessing, limits)
+            return load_resized(image.read(limits), preprocessing, limits)
         except ImageError as error:
             return error
 
-    loaded = enumerate(map_ordered(load, images, ahead=2 * batch_size))
-    while chunk := list(itertools.islice(loaded, batch_size)):
-        batch = DecodedBatch()
-        good = []
-        for position, result in chunk:
-            if isinstance(result, ImageError):
-                batch.rejected.append((position, result))
-            else:
-                batch.positions.append(position)
-                good.append(result)
-        size = preprocessing.size
-        batch.pixels = np.stack(good) if good else np.empty((0, size, size, 3), np.float32)
+    batch, good = DecodedBatch(), []
+    for position, result in enumerate(map_ordered(load, images, ahead=2 * batch_size)):
+        if isinstance(result, ImageError):
+            batch.rejected.append((position, result))
+            continue
+        batch.positions.append(position)
+        good.append(result)
+        if len(good) == batch_size:
+            batch.pixels = normalise_batch(good, preprocessing)
+            yield batch
+            batch, good = DecodedBatch(), []
+    if good or batch.rejected:
+        batch.pixels = normalise_batch(good, preprocessing)
         yield batch

@@ -5,6 +5,7 @@ Example: `Runtime.load("default").embed_texts(["a red bicycle"])` gives an array
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from data.errors import BundleError
-from data.images import load_pixels
+from data.images import load_resized, normalise_batch
 from data.loading import map_ordered
 from data.quiet_tensorflow import load_tensorflow
 from dual_encoder.bundle import Bundle, open_bundle
@@ -64,17 +65,12 @@ class Runtime:
             return np.empty((0, self.embedding_dim), np.float32)
 
         def load(data: bytes) -> np.ndarray:
-            return load_pixels(data, self.preprocessing)
+            return load_resized(data, self.preprocessing)
 
-        if len(images) == 1:
-            return self.embed_pixels(load(images[0])[np.newaxis])
-        pixels = map_ordered(load, images, ahead=2 * IMAGE_BATCH)
-        results, batch = [], []
-        for position, array in enumerate(pixels, 1):
-            batch.append(array)
-            if len(batch) == IMAGE_BATCH or position == len(images):
-                results.append(self.embed_pixels(np.stack(batch)))
-                batch = []
+        results: list[np.ndarray] = []
+        decoded = map_ordered(load, images, ahead=2 * IMAGE_BATCH) if len(images) > 1 else map(load, images)
+        while batch := list(itertools.islice(decoded, IMAGE_BATCH)):
+            results.append(self.embed_pixels(normalise_batch(batch, self.preprocessing)))
         return np.concatenate(results)
 
     def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:

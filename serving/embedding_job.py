@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.digest_memo import DigestMemo, FileStamp
 from data.durable import digest_bytes, digest_json, naming_file, write_atomic
 from data.errors import ImageError
-from data.images import load_pixels
-from data.loading import content_digests, map_ordered
-from data.pairs import ImageTextPair
+from data.images import load_resized, normalise_batch
+from data.loading import map_ordered, with_digests
+from data.pairs import ImageFile, ImageTextPair
 
 if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
@@ -44,7 +45,8 @@ class _Loaded:
     shard: int
     pair: ImageTextPair
     digest: str
-    content: np.ndarray | ImageError  # pixels (S, S, 3) float32
+    content: np.ndarray | ImageError  # pixels (S, S, 3) uint8
+    stamp: FileStamp | None  # of its file before it was read
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,12 @@ class EmbeddingJob:
         """The stored shard if it was made of exactly these images by this model; a damaged file counts as absent."""
         try:
             with np.load(self._path(shard), allow_pickle=False) as stored:
+                if "asked" in stored and str(stored["asked"]) != self._asked(pairs):
+                    return None  # of other images or by another model, whatever their bytes: none is read to tell
                 key, vectors, rejected = str(stored["key"]), stored["vectors"], json.loads(str(stored["rejected"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        digests = list(content_digests(pair.image for pair in pairs))
+        digests = [pair.digest or "" for pair in with_digests(pairs)]
         if key != self._key(pairs, digests):
             return None
         outcomes = [
@@ -126,29 +130,48 @@ class EmbeddingJob:
         return _Reused(shard, outcomes, vectors)
 
     def _load(self, item: _Reused | tuple[int, ImageTextPair]) -> _Reused | _Loaded:
-        """Read, hash and decode one image; runs in a pool of threads."""
+        """Read one image, once, hash it and decode it; runs in a pool of threads."""
         if isinstance(item, _Reused):
             return item
         shard, pair = item
+        stamp = FileStamp.of(pair.image.path) if isinstance(pair.image, ImageFile) else None
         try:
             data = pair.image.read()
         except ImageError as error:
-            return _Loaded(shard, pair, f"unreadable:{error.reason}", error)
+            return _Loaded(shard, pair, f"unreadable:{error.reason}", error, None)
+        digest = digest_bytes(data)
         try:
-            return _Loaded(shard, pair, digest_bytes(data), load_pixels(data, self.runtime.preprocessing))
+            return _Loaded(shard, pair, digest, load_resized(data, self.runtime.preprocessing), stamp)
         except ImageError as error:
-            return _Loaded(shard, pair, digest_bytes(data), error)
+            return _Loaded(shard, pair, digest, error, stamp)
 
     def _embed_shard(self, shard: int, images: Iterator[_Loaded]) -> Iterator[Outcome]:
         """Embed the images of a shard batch by batch, and keep the shard."""
         outcomes: list[Outcome] = []
         vectors: list[np.ndarray] = []
-        while batch := list(itertools.islice(images, self.batch_size)):
+        stamps: list[FileStamp | None] = []
+        for batch in self._filled(images):
             embedded, embeddings = self._embed(batch)
             outcomes += embedded
             vectors.append(embeddings)
+            stamps += [image.stamp for image in batch]
             yield from embedded
         self._save(shard, outcomes, np.concatenate(vectors))
+        with DigestMemo() as memo:  # so that the next run does not read these files to know them again
+            memo.note(stamps, [outcome.digest for outcome in outcomes])
+
+    def _filled(self, images: Iterator[_Loaded]) -> Iterator[list[_Loaded]]:
+        """Consecutive images of which `batch_size` decoded, and what is left."""
+        batch: list[_Loaded] = []
+        good = 0
+        for image in images:
+            batch.append(image)
+            good += not isinstance(image.content, ImageError)
+            if good == self.batch_size:
+                yield batch
+                batch, good = [], 0
+        if batch:
+            yield batch
 
     def _embed(self, batch: list[_Loaded]) -> tuple[list[Outcome], np.ndarray]:
         """One outcome for each image, and the embeddings (B, D) of those that decoded."""
@@ -161,7 +184,7 @@ class EmbeddingJob:
                 outcomes.append(Outcome(image.pair, image.digest))
         if not pixels:
             return outcomes, np.empty((0, self.runtime.embedding_dim), np.float32)
-        return outcomes, self.runtime.embed_pixels(np.stack(pixels))
+        return outcomes, self.runtime.embed_pixels(normalise_batch(pixels, self.runtime.preprocessing))
 
     def _save(self, shard: int, outcomes: list[Outcome], vectors: np.ndarray) -> None:
         """Keep a finished shard; a crash leaves the whole file or none."""
@@ -170,12 +193,18 @@ class EmbeddingJob:
             for position, outcome in enumerate(outcomes)
             if not outcome.embedded
         }
-        key = self._key([outcome.pair for outcome in outcomes], [outcome.digest for outcome in outcomes])
+        pairs = [outcome.pair for outcome in outcomes]
+        asked = np.array(self._asked(pairs))
+        key = np.array(self._key(pairs, [outcome.digest for outcome in outcomes]))
         buffer = io.BytesIO()
-        np.savez(buffer, vectors=vectors, key=np.array(key), rejected=np.array(json.dumps(rejected)))
+        np.savez(buffer, vectors=vectors, rejected=np.array(json.dumps(rejected)), asked=asked, key=key)
         write_atomic(self._path(shard), buffer.getvalue())
         self._rows.append(len(vectors))
         self.embedded_shards += 1
+
+    def _asked(self, pairs: Sequence[ImageTextPair]) -> str:
+        """Names the model and the ids of a shard, without the images' content."""
+        return digest_json({"fingerprint": self.runtime.fingerprint, "ids": [pair.image_id for pair in pairs]})
 
     def _key(self, pairs: Sequence[ImageTextPair], digests: Sequence[str]) -> str:
         images = [[pair.image_id, digest] for pair, digest in zip(pairs, digests, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from fakes import ColourRuntime, ListSource, colour_pair, picture
 
+from data import digest_memo
 from data.errors import SnapshotError, SourceError
 from data.pairs import ImageBytes, ImageFile, ImageTextPair
 from data.splits import split_pairs
@@ -174,6 +176,46 @@ def test_shards_are_reused_only_for_the_same_model_and_images(tmp_path):
     assert embedded(ColourRuntime(fingerprint="another"), pairs)[0] == 29
     (tmp_path / "000001.npz").write_bytes(b"torn")
     assert embedded(ColourRuntime(fingerprint="another"), pairs)[0] == 9
+
+
+def test_a_file_is_read_once_for_its_digest_and_its_pixels_and_not_again_while_it_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("DUAL_ENCODER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(digest_memo, "SETTLED_SECONDS", -1.0)  # files of a moment ago count as settled
+    pairs = []
+    for number in range(12):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(picture("red", seed=number))
+        pairs.append(ImageTextPair(path.name, ImageFile(path)))
+    reads: list[str] = []
+    read = ImageFile.read
+    monkeypatch.setattr(ImageFile, "read", lambda self, *limits: reads.append(self.path.name) or read(self, *limits))
+
+    def run(fingerprint):
+        reads.clear()
+        job = EmbeddingJob(ColourRuntime(fingerprint), tmp_path / "shards", batch_size=4, shard_size=5)
+        digests = [outcome.digest for outcome in job.run(pairs)]
+        assert digests == [hashlib.sha256(pair.image.path.read_bytes()).hexdigest() for pair in pairs]
+        return sorted(reads)
+
+    every = sorted(pair.image_id for pair in pairs)
+    assert run("a") == every
+    assert run("a") == []
+    assert run("b") == every, "another model needs the pixels, each file once"
+    pairs[7].image.path.write_bytes(picture("blue"))
+    assert set(run("b")) == {f"{number}.png" for number in range(5, 10)}, "the shard of the changed file"
+
+
+def test_batches_are_filled_where_images_are_bad(tmp_path):
+    class Seeing(ColourRuntime):
+        def embed_pixels(self, pixels):
+            sizes.append(len(pixels))
+            return super().embed_pixels(pixels)
+
+    sizes: list[int] = []
+    pairs = [bad(f"bad-{n}", b"x") if n % 3 == 0 else colour_pair(n) for n in range(15)]
+    outcomes = list(EmbeddingJob(Seeing(), tmp_path, batch_size=4, shard_size=100).run(pairs))
+    assert [outcome.embedded for outcome in outcomes] == [n % 3 != 0 for n in range(15)]
+    assert sizes == [4, 4, 2]
 
 
 def test_a_job_killed_half_way_repeats_at_most_one_shard(tmp_path):

@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from data.errors import ImageError
-from data.images import FORMATS, ImageLimits, ImagePreprocessing, Resize, decode, load_pixels, normalise, resize
+from data.images import (
+    FORMATS,
+    ImageLimits,
+    ImagePreprocessing,
+    Resize,
+    decode,
+    load_pixels,
+    normalise,
+    normalise_batch,
+    resize,
+)
 from data.pairs import ImageBytes, ImageFile
 
 RED, GREEN, BLUE, WHITE = (200, 30, 40), (20, 160, 60), (30, 50, 190), (255, 255, 255)
@@ -455,4 +465,40 @@ def test_a_long_strip_is_cut_before_it_is_scaled() -> None:
 def test_preprocessing_survives_its_config_and_an_older_one_has_the_same_digest() -> None:
     chosen = ImagePreprocessing(32, "shortest_edge", interpolation="bilinear")
     assert ImagePreprocessing.from_config(chosen.to_config()) == chosen
-    assert "interpolation" not in ImagePreprocessing().to_config()
+    older = ImagePreprocessing(jpeg_margin=0).to_config()
+    assert older.keys() == {"size", "resize", "mean", "std", "mirror"}
+    assert ImagePreprocessing.from_config(older).jpeg_margin == 0, "a bundle of before keeps its pixels"
+    assert ImagePreprocessing.from_config(ImagePreprocessing().to_config()) == ImagePreprocessing()
+
+
+@pytest.mark.parametrize(
+    ("enough", "expected"), [(0, (400, 300)), (151, (400, 300)), (150, (200, 150)), (75, (100, 75)), (10, (50, 38))]
+)
+def test_a_jpeg_is_decoded_as_small_as_is_enough_and_no_smaller(enough: int, expected: tuple[int, int]) -> None:
+    image = corners(400, 300)
+    found = decode(encoded(image, "JPEG", quality=95), enough=enough)
+    assert found.size == expected
+    np.testing.assert_allclose(colours(found), [RED, GREEN, BLUE, WHITE], atol=12)
+    for kind in ("PNG", "WEBP"):
+        assert decode(encoded(image, kind), enough=enough).size == (400, 300)
+
+
+def test_a_turned_jpeg_is_scaled_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encoded(corners(400, 300), "JPEG", exif=exif), enough=100).size == (150, 200)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_truncated_jpeg_is_refused_when_it_is_scaled_too(share: float) -> None:
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)), "JPEG")
+    with pytest.raises(ImageError):
+        decode(data[: int(share * len(data))], enough=16)
+
+
+def test_a_batch_is_normalised_as_its_images_are() -> None:
+    preprocessing = ImagePreprocessing(16)
+    images = [resize(corners(20 + row, 30), preprocessing) for row in range(3)]
+    found = normalise_batch(images, preprocessing)
+    np.testing.assert_array_equal(found, [normalise(image, preprocessing) for image in images])
+    assert normalise_batch([], preprocessing).shape == (0, 16, 16, 3)

@@ -119,15 +119,14 @@ def test_digests_are_of_the_bytes_and_unreadable_images_say_why(tmp_path: Path) 
     assert digests == [hashlib.sha256(b"abc").hexdigest(), "unreadable:missing", "unreadable:too_many_bytes"]
 
 
-def test_batches_hold_the_good_images_and_name_the_bad() -> None:
+def test_batches_are_filled_with_good_images_and_name_the_bad() -> None:
     preprocessing = ImagePreprocessing(size=8)
     data = [png(0), b"bad", png(50), png(100), b"", png(150), png(200)]
     batches = list(decoded_batches([ImageBytes(lambda d=d: d) for d in data], preprocessing, batch_size=3))  # type: ignore[misc]
-    assert [batch.positions for batch in batches] == [[0, 2], [3, 5], [6]]
+    assert [batch.positions for batch in batches] == [[0, 2, 3], [5, 6]]
     assert [[(row, error.reason) for row, error in batch.rejected] for batch in batches] == [
         [(1, "not_an_image")],
         [(4, "not_an_image")],
-        [],
     ]
     for batch in batches:
         assert batch.pixels.dtype == np.float32

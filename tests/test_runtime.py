@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -153,6 +154,32 @@ def test_one_file_is_one_tensor_in_training_indexing_and_serving(default_runtime
         assert way.dtype == np.float32
         np.testing.assert_array_equal(way, np.stack([load_pixels(data, preprocessing) for data in IMAGES]))
     assert np.abs(trained_on[0] - trained_on[2]).max() > 0.5, "different images are told apart"
+
+
+def natural(seed: int, width: int, height: int) -> bytes:
+    """A JPEG whose detail falls off with its frequency as that of photographs does."""
+    waves = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width) * width)
+    phases = np.exp(2j * np.pi * np.random.default_rng(seed).random((3, height, width)))
+    values = np.fft.ifft2(phases / np.maximum(waves, 1)).real
+    values = 128 + 50 * values / values.std(axis=(1, 2), keepdims=True)
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(values.transpose(1, 2, 0), 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def test_decoding_a_jpeg_in_part_leaves_its_embedding(default_runtime: Runtime) -> None:
+    preprocessing = default_runtime.preprocessing
+    assert preprocessing.jpeg_margin == 2
+    data = [
+        natural(seed, width, height) for seed, (width, height) in enumerate([(1200, 900), (900, 1920), (1800, 2000)])
+    ]
+    whole = [load_pixels(image, dataclasses.replace(preprocessing, jpeg_margin=0)) for image in data]
+    found = [load_pixels(image, preprocessing) for image in data]
+    assert all(np.any(a != b) for a, b in zip(whole, found, strict=True)), "these are large enough to be scaled"
+    cosines = (default_runtime.embed_pixels(np.stack(whole)) * default_runtime.embed_pixels(np.stack(found))).sum(
+        axis=1
+    )
+    assert cosines.min() > 0.999
 
 
 def test_a_cached_default_model_embeds_without_tensorflow(default_runtime: Runtime, tmp_path: Path) -> None:

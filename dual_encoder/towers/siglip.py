@@ -61,8 +61,10 @@ class SiglipImage:
 
     @property
     def preprocessing(self) -> ImagePreprocessing:
-        """As the settings say."""
-        return ImagePreprocessing(self.size, self.resize, self.mean, self.std, interpolation=self.interpolation)
+        """As the settings say, every pixel decoded, so that it is the reference's to the last bit."""
+        return ImagePreprocessing(
+            self.size, self.resize, self.mean, self.std, interpolation=self.interpolation, jpeg_margin=0
+        )
 
     def layer_groups(self) -> dict[str, str]:
         """See `Layered`: the patches and the layers; the pooling belongs to the last."""
