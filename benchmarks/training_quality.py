@@ -27,6 +27,7 @@ from data.splits import split_pairs
 if TYPE_CHECKING:
     from data.pairs import ImageTextPair
     from dual_encoder.recipe import Recipe
+    from dual_encoder.training_run import TrainingRun
 
 METRICS = ("recall@1", "recall@5", "recall@10", "median_rank")
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.figures = {"data": list(data), "runs": rows, "untrained": untrained, "keras_example": baseline, "ours": best}
     _print(rows, first, len(data[first]["test"]))
     _print_across(untrained, baseline, best)
+    _print_hubness(best)
     chance = 10 / len(data[first]["test"])
     report.at_least("untrained R@10 / chance", _mean(untrained[first], "recall@10") / chance, 9)
     report.at_least(
@@ -107,9 +109,20 @@ def _trained(recipe: Recipe, name: str, data: dict[str, Splits], seeds: int) -> 
         with tempfile.TemporaryDirectory() as directory:
             progress = run.fit(Path(directory), run_key=f"seed {seed}")
         for other, splits in data.items():
-            figures = _kept(run.metrics(splits["test"]))
-            results[other].append({**figures, "seed": seed, "best_epoch": progress.best_epoch + 1})
+            results[other].append(
+                {**_figures(run, splits["test"]), "seed": seed, "best_epoch": progress.best_epoch + 1}
+            )
     return results
+
+
+def _figures(run: TrainingRun, test: list[ImageTextPair]) -> dict[str, Any]:
+    """As the model is served, and text → image without its hubness correction, if it has one."""
+    figures = _kept(run.metrics(test))
+    if run.hubness is not None:
+        correction, run.hubness = run.hubness, None
+        figures["without_correction"] = {"text_to_image": run.metrics(test)["text_to_image"]}
+        figures["weight"], run.hubness = correction.weight, correction
+    return figures
 
 
 def _kept(figures: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +161,23 @@ def _print_across(untrained: Measured, baseline: dict[str, Measured], best: dict
             )
     columns = ["trained on", "searched (test)", "untrained R@10 %", "keras_example", "openstax recipe"]
     console.print_table("text → image across data sets", [*columns, "ratio of R@1", "ratio of R@10"], table)
+
+
+def _print_hubness(best: dict[str, Measured]) -> None:
+    """What the correction changes, for the runs whose validation split asked for one."""
+    table = []
+    for trained, measured in best.items():
+        for searched, runs in measured.items():
+            corrected = [run for run in runs if "weight" in run]
+            if not corrected:
+                continue
+            plain = [run["without_correction"] for run in corrected]
+            weights = ", ".join(f"{run['weight']:g}" for run in corrected)
+            names = (name.rsplit("/", 1)[-1] for name in (trained, searched))
+            recalls = (_cell(which, metric) for metric in METRICS[:3:2] for which in (plain, corrected))
+            table.append([*names, f"{len(corrected)} of {len(runs)}", weights, *recalls])
+    columns = ["trained on", "searched (test)", "seeds corrected", "weights", "R@1 % without", "with"]
+    console.print_table("Hubness correction, text → image", [*columns, "R@10 % without", "with"], table)
 
 
 def _cell(runs: Sequence[dict[str, Any]], metric: str, direction: str = "text_to_image") -> str:

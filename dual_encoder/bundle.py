@@ -8,6 +8,7 @@ calibration are added.
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -17,16 +18,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.durable import changed_files, digest_json, directory_digests, publish_directory, readable_json, write_json
 from data.errors import BundleError
 from data.images import ImagePreprocessing
 from data.text import CaptionTokenizer
 from dual_encoder.calibration import Calibration
+from dual_encoder.hubness import HubnessCorrection
 
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.json"
+QUERY_BANK = "query_bank.npy"
 CARD = "README.md"
 ASSETS = "assets"
 QUANTISED = ".int8.onnx"
@@ -65,6 +70,14 @@ class Bundle:
         """How scores become probabilities; None where training had too little to fit it on."""
         config = self.manifest.get("calibration")
         return None if config is None else Calibration.from_config(config)
+
+    @property
+    def hubness(self) -> HubnessCorrection | None:
+        """What is taken off the scores of images that stand near every query; None where nothing is."""
+        settings = self.manifest.get("hubness")
+        if settings is None:
+            return None
+        return HubnessCorrection(np.load(self.path / QUERY_BANK, allow_pickle=False), **settings)
 
     def tokenizer(self) -> CaptionTokenizer | None:
         """The text tower's tokeniser; None for a tower that takes strings."""
@@ -151,17 +164,36 @@ def with_quantised(bundle: Bundle, tower: str, graph: bytes, figures: Mapping[st
     return _with_files(bundle, {name: graph}, quantised={**bundle.manifest.get("quantised", {}), tower: dict(figures)})
 
 
-def _with_files(bundle: Bundle, changed: Mapping[str, bytes], **manifest: Any) -> Bundle:
+def with_correction(bundle: Bundle, hubness: HubnessCorrection | None, calibration: Calibration | None) -> Bundle:
+    """Put another hubness correction, or none, into a bundle, with the calibration of the scores it makes.
+
+    The fingerprint stays, for embeddings stay; an index keeps the old offsets until it is compacted or built again.
+    """
+    files = {} if hubness is None else {QUERY_BANK: _npy(hubness.bank)}
+    settings = None if hubness is None else hubness.to_config()
+    fitted = None if calibration is None else calibration.to_config()
+    return _with_files(bundle, files, without={QUERY_BANK}, hubness=settings, calibration=fitted)
+
+
+def _with_files(
+    bundle: Bundle, changed: Mapping[str, bytes], without: frozenset[str] | set[str] = frozenset(), **manifest: Any
+) -> Bundle:
     """A bundle with some files and statements changed; the others are linked, not copied, where the file system can."""
     with publish_directory(bundle.path) as directory:
         for name in bundle.manifest["files"]:
-            if name not in changed:
+            if name not in changed and name not in without:
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 _link(bundle.path / name, directory / name)
         for name, content in changed.items():
             (directory / name).write_bytes(content)
         written = _write(directory, {**bundle.manifest, **manifest, "files": directory_digests(directory)})
     return Bundle(bundle.path, written.manifest)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _link(source: Path, target: Path) -> None:
@@ -181,8 +213,11 @@ def write_manifest(
     embedding_dim: int,
     trained: Mapping[str, Any],
     calibration: Calibration | None = None,
+    hubness: HubnessCorrection | None = None,
 ) -> Bundle:
     """Describe the files already in `directory` and give the model its fingerprint."""
+    if hubness is not None:
+        (directory / QUERY_BANK).write_bytes(_npy(hubness.bank))
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
@@ -192,6 +227,7 @@ def write_manifest(
         "embedding_dim": embedding_dim,
         "trained": dict(trained),
         **({} if calibration is None else {"calibration": calibration.to_config()}),
+        **({} if hubness is None else {"hubness": hubness.to_config()}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": package_versions(),
         "files": directory_digests(directory, skip=frozenset({MANIFEST})),

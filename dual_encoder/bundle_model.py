@@ -19,6 +19,7 @@ from dual_encoder.bundle import ASSETS, CARD, MANIFEST, METRICS, TOKENIZER, WEIG
 from dual_encoder.calibration import Calibration
 from dual_encoder.engines import Engine, KerasEngine, OnnxEngine
 from dual_encoder.frozen_features import FrozenBackbone
+from dual_encoder.hubness import HubnessCorrection
 from dual_encoder.model import DualEncoder, DualEncoderConfig
 from dual_encoder.onnx_export import export_onnx, merge_onnx
 from dual_encoder.towers import ASSET_FIELDS, BUNDLED
@@ -39,6 +40,7 @@ def save_bundle(
     metrics: Mapping[str, Any] | None = None,
     frozen: Mapping[str, FrozenBackbone] | None = None,
     calibration: Calibration | None = None,
+    hubness: HubnessCorrection | None = None,
 ) -> Bundle:
     """Write `model` to the directory `out`, whole or not at all, replacing a bundle that is there.
 
@@ -64,6 +66,7 @@ def save_bundle(
             embedding_dim=model.embedding_dim,
             trained=trained,
             calibration=calibration,
+            hubness=hubness,
         )
     return Bundle(out, bundle.manifest)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from data import console
 from data.errors import SourceError
 from data.loading import decoded_batches
 from data.pairs import ImageTextPair
+from dual_encoder.hubness import HubnessCorrection, as_served
 from dual_encoder.training_data import CaptionTable
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class EmbeddedPairs:
     def caption_image(self) -> np.ndarray:
         """The image row of each caption, (C,)."""
         return np.array(self.table.image_row, np.int64)
+
+    def served(self, correction: HubnessCorrection | None) -> EmbeddedPairs:
+        """With vectors (N, D + 1) and (C, D + 1) whose inner products are the scores of a search, if there is one."""
+        images, captions = as_served(correction, self.images, self.captions)
+        return replace(self, images=images, captions=captions)
 
 
 def embed_pairs(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> EmbeddedPairs:

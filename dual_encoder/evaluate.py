@@ -85,9 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = pairs_of_split(source, options.split)
     for name in options.slice:
         attribute_values(pairs, name)  # an unknown one is refused before the work, not after
-    embedded = embed_pairs(runtime, pairs)
+    plain = embed_pairs(runtime, pairs)
+    embedded = plain.served(runtime.hubness)
     ranked = rank_pairs(embedded)
     report = figures(runtime, embedded, ranked) | {"data": source.name, "split": options.split}
+    if runtime.hubness:
+        report["without_hubness_correction"] = rank_pairs(plain)["text_to_image"].summary()
     if runtime.bundle.calibration:
         report["calibration"] = calibration_figures(runtime.bundle.calibration, embedded)
     report["slices"] = slice_figures(ranked, embedded.pairs, embedded.table.captions, options.slice)
@@ -119,7 +122,7 @@ def evaluate(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> dict[str, Any]
     """Embed every image and every caption of `pairs` and measure both directions."""
     from dual_encoder.embedded_pairs import embed_pairs
 
-    embedded = embed_pairs(runtime, pairs)
+    embedded = embed_pairs(runtime, pairs).served(runtime.hubness)
     return figures(runtime, embedded, rank_pairs(embedded))
 
 
@@ -154,7 +157,7 @@ def compare_with(other: Runtime, embedded: EmbeddedPairs, ranked: dict[str, Rank
     from dual_encoder.embedded_pairs import embed_pairs
     from dual_encoder.paired_bootstrap import RESAMPLES, compare
 
-    theirs = embed_pairs(other, embedded.pairs)
+    theirs = embed_pairs(other, embedded.pairs).served(other.hubness)
     if theirs.rejected:
         raise SourceError(
             "images that both bundles can read",
@@ -180,7 +183,7 @@ def add_to_card(bundle: Bundle, report: dict[str, Any]) -> Bundle:
 
     path = bundle.path / METRICS
     metrics = json.loads(path.read_bytes()) if path.is_file() else {}
-    kept = ("text_to_image", "image_to_text", "calibration", "data")
+    kept = ("text_to_image", "image_to_text", "without_hubness_correction", "calibration", "data")
     metrics[report["split"]] = {key: report[key] for key in kept if key in report}
     manifest = bundle.manifest
     card = model_card(bundle.name, manifest["trained"], metrics, bundle.calibration, manifest["versions"])

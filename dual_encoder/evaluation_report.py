@@ -14,6 +14,8 @@ from dual_encoder.evaluation_tables import (
     CALIBRATION_COLUMNS,
     COMPARISON_COLUMNS,
     DIRECTIONS,
+    HUBNESS_COLUMNS,
+    HUBNESS_TITLE,
     RANK_COLUMNS,
     RECALL_COLUMNS,
     SLICE_COLUMNS,
@@ -22,6 +24,7 @@ from dual_encoder.evaluation_tables import (
     calibration_title,
     comparison_rows,
     comparison_title,
+    hubness_rows,
     rank_rows,
     recall_rows,
     slice_rows,
@@ -101,7 +104,11 @@ def _headline(figures: Mapping[str, Any]) -> str:
         "even where another would do as well."
     )
     recall = table("Recall, per cent", RECALL_COLUMNS, recall_rows(dict(figures)))
-    return section("Figures", f"<p>{note}</p>{recall}{table('Ranks', RANK_COLUMNS, rank_rows(dict(figures)))}")
+    ranks = table("Ranks", RANK_COLUMNS, rank_rows(dict(figures)))
+    hubness = ""
+    if "without_hubness_correction" in figures:
+        hubness = table(HUBNESS_TITLE, HUBNESS_COLUMNS, hubness_rows(dict(figures)))
+    return section("Figures", f"<p>{note}</p>{recall}{ranks}{hubness}")
 
 
 def _recall_plot(curves: Mapping[str, Sequence[float]]) -> str:

@@ -20,6 +20,8 @@ CALIBRATION_COLUMNS = (
 )
 # The false-positive rate at a true-positive rate of 95 %, in words.
 UNANSWERABLE_COLUMNS = ("told by", "AUROC", "95 % interval", "pass where 95 % of the others do, %", "from")
+HUBNESS_TITLE = "The bundle's hubness correction, text → image"
+HUBNESS_COLUMNS = ("metric", "with %", "without %")
 COMPARISON_COLUMNS = ("direction", "metric", "this", "other", "difference", "95 % interval", "p")
 
 
@@ -28,6 +30,8 @@ def print_report(report: dict[str, Any]) -> None:
     title = f"{report['bundle']['name']} on {report.get('data', 'pairs')}, split {report.get('split', '')}"
     console.print_table(title, RECALL_COLUMNS, recall_rows(report))
     console.print_table("Ranks", RANK_COLUMNS, rank_rows(report))
+    if "without_hubness_correction" in report:
+        console.print_table(HUBNESS_TITLE, HUBNESS_COLUMNS, hubness_rows(report))
     if "calibration" in report:
         console.print_table(
             calibration_title(report["calibration"]), CALIBRATION_COLUMNS, calibration_rows(report["calibration"])
@@ -54,6 +58,13 @@ def recall_rows(report: dict[str, Any]) -> list[list[str]]:
             interval = f"{100 * low:.1f} to {100 * high:.1f}"
             rows.append([label, name, f"{100 * figures[name]:.1f}", interval, f"{100 * chance:.1f}"])
     return rows
+
+
+def hubness_rows(report: dict[str, Any]) -> list[list[str]]:
+    """A row a metric, in the order of HUBNESS_COLUMNS."""
+    with_it, without = report["text_to_image"], report["without_hubness_correction"]
+    names = ("recall@1", "recall@5", "recall@10", "hits@100")
+    return [[name, f"{100 * with_it[name]:.1f}", f"{100 * without[name]:.1f}"] for name in names]
 
 
 def rank_rows(report: dict[str, Any]) -> list[list[str]]:

@@ -12,7 +12,7 @@ from data.pairs import ImageTextPair
 from dual_encoder.feature_batches import caption_groups
 from dual_encoder.feature_store import MappedRows
 from dual_encoder.losses import Matches, Objective
-from dual_encoder.metrics import retrieval_metrics, unit
+from dual_encoder.metrics import retrieval_metrics
 from dual_encoder.model import DualEncoder
 from dual_encoder.training_data import CaptionTable
 
@@ -29,8 +29,8 @@ class HeldOut:
     texts: MappedRows | None
 
     def metrics(self, image: np.ndarray, text: np.ndarray) -> dict[str, Any]:
-        """Retrieval metrics of projections (N, D) and (C, D)."""
-        return retrieval_metrics(unit(image), unit(text), np.array(self.table.image_row))
+        """Retrieval metrics of vectors (N, D) and (C, D) whose inner products are scores."""
+        return retrieval_metrics(image, text, np.array(self.table.image_row))
 
     def loss(self, image: np.ndarray, text: np.ndarray, objective: Objective, model: DualEncoder, size: int) -> float:
         """Mean objective of projections over batches of `size` images with their first captions."""

@@ -83,7 +83,8 @@ class Recipe:
     their classes, to the training pairs. `mirrored` adds the mirror image of each image as a second view. With
     `group_positives`, images of one group (near-duplicates, where the data set names them) match each other's captions
     in a batch, as one image's do. `choose_bridge` takes temperature and number of classes of an `AnchoredHead`'s bridge
-    from the validation split (`bridge_choice`) instead of the head's settings. `augmentation` varies images and
+    from the validation split (`bridge_choice`) instead of the head's settings. `hubness_correction` takes images that
+    stand near every query down where that helps on the validation split (`hubness`). `augmentation` varies images and
     captions from epoch to epoch, where the backbone they go through trains. `start` is the bundle whose weights and
     tokeniser training begins with; `model` then has its towers (`starting_bundle.start_from`).
     """
@@ -96,6 +97,7 @@ class Recipe:
     mirrored: bool = False
     group_positives: bool = False
     choose_bridge: bool = False
+    hubness_correction: bool = True
     augmentation: Augmentation = Augmentation()
     start: Bundle | None = None
     notes: dict[str, Any] = field(default_factory=dict)

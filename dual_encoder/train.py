@@ -168,6 +168,7 @@ def train(
         metrics=metrics,
         frozen=run.frozen,
         calibration=calibration,
+        hubness=run.hubness,
     )
     console.say(f"bundle {out}: fingerprint {bundle.fingerprint[:12]}, best epoch {progress.best_epoch + 1}")
     _write_history(directory, progress)
@@ -235,6 +236,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "mirrored": recipe.mirrored,
         "group_positives": recipe.group_positives,
         "choose_bridge": recipe.choose_bridge,
+        "hubness_correction": recipe.hubness_correction,
         "augmentation": dataclasses.asdict(recipe.augmentation),
         **({} if recipe.start is None else {"start": {"kind": recipe.start.name, "from": recipe.start.fingerprint}}),
     }

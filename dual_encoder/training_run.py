@@ -27,6 +27,7 @@ from dual_encoder.feature_batches import Batches, FeatureBatches
 from dual_encoder.feature_store import MappedRows
 from dual_encoder.frozen_features import FrozenBackbone, caption_features, freeze, image_features
 from dual_encoder.held_out import HeldOut, predict
+from dual_encoder.hubness import HubnessCorrection, as_served, choose_correction, sample_bank
 from dual_encoder.layer_groups import TrainedTower
 from dual_encoder.metrics import rank_both_directions, unit
 from dual_encoder.model import DualEncoder, anchor_in_language, classifier_of
@@ -88,6 +89,7 @@ class TrainingRun:
             raise TrainingError(
                 "a text backbone with a tokeniser, to train it", "one that takes strings", "freeze it, or use another"
             )
+        self.hubness: HubnessCorrection | None = None  # known once trained
         self.batches = self._pixel_batches() if self.trunk is None else self._feature_batches()
 
     def _tokenizer(self) -> CaptionTokenizer | None:
@@ -141,21 +143,41 @@ class TrainingRun:
             run_key,
             self.replicas,
         )
-        return trainer.fit()
+        progress = trainer.fit()
+        if self.recipe.hubness_correction:
+            self.hubness = self._choose_hubness()
+        return progress
 
     def metrics(self, pairs: Sequence[ImageTextPair] | None = None) -> dict[str, Any]:
         """Retrieval metrics of the model as it is, on `pairs` or else on the validation split."""
         chosen = self.validation if pairs is None else self._held_out(captioned(pairs, "given"))
-        return chosen.metrics(*self._project(chosen))
+        return chosen.metrics(*self._served(chosen))
 
     def calibration(self) -> Calibration:
         """How scores of the model as it is become probabilities, fitted on the validation split; see `fit_calibration`.
 
         `SourceError` where there is too little to fit it on.
         """
+        image, text = self._served(self.validation)
+        rows = np.array(self.validation.table.image_row)
+        return fit_calibration(image, text, rows, image_groups(self.validation.pairs))
+
+    def _served(self, held_out: HeldOut) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of held-out images and of all their captions whose inner products are the scores of a search."""
+        image, text = self._project(held_out)
+        return as_served(self.hubness, unit(image), unit(text))
+
+    def _choose_hubness(self) -> HubnessCorrection | None:
+        """A correction by a sample of the training captions, its weight chosen on the validation split."""
+        captions = sample_bank([caption for pair in self.train for caption in pair.captions], self.recipe.trainer.seed)
         image, text = self._project(self.validation)
         rows = np.array(self.validation.table.image_row)
-        return fit_calibration(unit(image), unit(text), rows, image_groups(self.validation.pairs))
+        chosen = choose_correction(unit(self._project_texts(captions)), unit(image), unit(text), rows)
+        if chosen is None:
+            say("hubness correction: none, for it does not surely help on the validation split")
+        else:
+            say(f"hubness correction: weight {chosen.weight:g}, chosen on the validation split")
+        return chosen
 
     def _validate(self) -> Mapping[str, float]:
         """Recall@10 averaged over both directions, and the objective over batches of the validation pairs."""
@@ -181,6 +203,12 @@ class TrainingRun:
         if held_out.texts is not None:
             return images, predict(self.model.text_head, held_out.texts)
         return images, run_on_texts(text_engine, self.tokenizer, held_out.table.captions)
+
+    def _project_texts(self, captions: Sequence[str]) -> np.ndarray:
+        """Projections (C, D) of captions."""
+        if "text_backbone" in self.frozen:
+            return predict(self.model.text_head, self._text_features(captions))
+        return run_on_texts(self._engines[1], self.tokenizer, captions)
 
     @functools.cached_property
     def _images_from_cache(self) -> Callable[..., Any]:

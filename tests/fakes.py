@@ -38,6 +38,7 @@ class ColourRuntime:
         self.name = name
         self.embedding_dim = len(COLOURS)
         self.preprocessing = ImagePreprocessing(size=8)
+        self.hubness = None
         self.embedded = 0
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:

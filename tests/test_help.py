@@ -13,6 +13,7 @@ TOOLS = (
     "data.doctor",
     "data.prepare",
     "dual_encoder.train",
+    "dual_encoder.correct_hubness",
     "dual_encoder.evaluate",
     "dual_encoder.export",
     "dual_encoder.import_model",

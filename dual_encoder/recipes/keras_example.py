@@ -36,4 +36,5 @@ RECIPE = Recipe(
         patience=5,
         monitor="loss",
     ),
+    hubness_correction=False,
 )
