@@ -49,7 +49,7 @@ def embed_pairs(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> EmbeddedPai
     kept = [pair for position, pair in enumerate(pairs) if position not in bad]
     table = CaptionTable.of(kept)
     rejected = sorted(pairs[position].image_id for position in bad)
-    return EmbeddedPairs(kept, table, images, runtime.embed_texts(table.captions), rejected)
+    return EmbeddedPairs(kept, table, images, runtime.embed_texts(table.captions, "embedding captions"), rejected)
 
 
 def embed_images(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> tuple[np.ndarray, set[int]]:

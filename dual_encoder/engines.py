@@ -6,16 +6,24 @@ An engine maps a dictionary of named arrays to one array (B, D) float32.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from data.console import progress
+from data.loading import available_cores, map_ordered
+from data.quiet_tensorflow import load_tensorflow
 from data.text import CaptionTokenizer, clean_caption
 
 IMAGE_BATCH = 32
 TEXT_BATCH = 64
+_WINDOW = 32 * TEXT_BATCH  # texts that are tokenised together and sorted by their length
+
+Inputs = dict[str, np.ndarray]
 
 
 class Engine(Protocol):
@@ -36,7 +44,7 @@ class OnnxEngine:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Threads that spin between the parts of a run answer a third faster; they must not spin after it, when other
@@ -54,19 +62,59 @@ class OnnxEngine:
 
 
 class KerasEngine:
-    """Runs a Keras model, or any function of tensors, as one TensorFlow graph: for GPUs and unconvertible towers."""
+    """Runs a Keras model, or any function of tensors, as one TensorFlow graph: for GPUs and unconvertible towers.
+
+    The graph is traced once, with the first inputs: from then on any number of rows, and of tokens, runs through it.
+    """
 
     name = "keras"
 
     def __init__(self, function: Any) -> None:
         import tensorflow as tf
 
-        self._function = tf.function(function, reduce_retracing=True)
+        self._traced = tf.function(lambda inputs: function(next(iter(inputs.values())) if len(inputs) == 1 else inputs))
+        self._lock = threading.Lock()
+        self._graph: Any = None
+
+    @property
+    def traces(self) -> int:
+        """How often the graph was traced so far."""
+        return self._traced.experimental_get_tracing_count()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `Engine`; a single input is passed by itself, several as a dictionary."""
-        value = next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs)
-        return np.asarray(self._function(value), np.float32)
+        import tensorflow as tf
+
+        tensors = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
+        with self._lock:
+            if self._graph is None:
+                self._graph = self._traced.get_concrete_function(
+                    {name: tf.TensorSpec(_open_shape(value), value.dtype) for name, value in tensors.items()}
+                )
+        return np.asarray(self._graph(tensors), np.float32)
+
+
+def _open_shape(tensor: Any) -> list[int | None]:
+    """Any number of rows; token ids of any length too, whereas features and images keep their sizes."""
+    return [None, *([None] * (tensor.shape.rank - 1) if tensor.dtype.is_integer else tensor.shape[1:])]
+
+
+def gpu_is_present() -> bool:
+    """Whether TensorFlow sees a GPU. Where it is not imported yet, it is only if the machine shows one."""
+    if "tensorflow" not in sys.modules:
+        if not _machine_shows_gpu():
+            return False
+        load_tensorflow()
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def _machine_shows_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether there is a device of NVIDIA's, AMD's or (under WSL) Windows's that this process may use."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    return any(devices.glob("nvidia[0-9]*")) or any((devices / name).exists() for name in ("kfd", "dxg"))
 
 
 def run_on_pixels(engine: Engine, pixels: np.ndarray) -> np.ndarray:
@@ -74,18 +122,45 @@ def run_on_pixels(engine: Engine, pixels: np.ndarray) -> np.ndarray:
     return engine.run({"pixels": pixels})
 
 
-def run_on_texts(engine: Engine, tokenizer: CaptionTokenizer | None, texts: Sequence[str]) -> np.ndarray:
-    """Run a text engine on strings, short ones together so that little is spent on padding; rows keep their order."""
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    results: list[np.ndarray] = []
-    for start in range(0, len(order), TEXT_BATCH):
-        batch = [texts[row] for row in order[start : start + TEXT_BATCH]]
+def run_on_texts(
+    engine: Engine, tokenizer: CaptionTokenizer | None, texts: Sequence[str], shown: str | None = None
+) -> np.ndarray:
+    """Run a text engine on one string or more; rows keep their order. With `shown`, behind a progress bar.
+
+    Texts of one length run together, so that little is spent on padding, and while they do the next are tokenised.
+    """
+    batches: Iterable[tuple[np.ndarray, Inputs]] = _text_batches(tokenizer, texts)
+    if shown:
+        batches = progress(batches, f"{shown}, batches of {TEXT_BATCH}", -(-len(texts) // TEXT_BATCH))
+    stacked: np.ndarray | None = None
+    for rows, inputs in batches:
+        found = engine.run(inputs)
+        if stacked is None:
+            stacked = np.empty((len(texts), *found.shape[1:]), found.dtype)
+        stacked[rows] = found
+    assert stacked is not None
+    return stacked
+
+
+def _text_batches(tokenizer: CaptionTokenizer | None, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Inputs]]:
+    """Rows and inputs of at most `TEXT_BATCH` texts of about one length, padded to the longest of them."""
+
+    def prepare(start: int) -> tuple[Inputs, np.ndarray]:
+        window = texts[start : start + _WINDOW]
         if tokenizer is None:
-            results.append(engine.run({"texts": np.array([clean_caption(text) for text in batch], object)}))
-        else:
-            tokens = tokenizer.encode(batch)
-            results.append(engine.run({"ids": tokens.ids, "mask": tokens.mask}))
-    stacked = np.concatenate(results)
-    unsorted = np.empty_like(stacked)
-    unsorted[order] = stacked
-    return unsorted
+            cleaned = [clean_caption(text) for text in window]
+            return {"texts": np.array(cleaned, object)}, np.array([len(text) for text in cleaned])
+        tokens = tokenizer.encode(window)
+        return {"ids": tokens.ids, "mask": tokens.mask}, tokens.mask.sum(axis=1)
+
+    starts = range(0, len(texts), _WINDOW)
+    windows = map_ordered(prepare, starts, ahead=1, workers=1) if len(starts) > 1 else map(prepare, starts)
+    for start, (inputs, lengths) in zip(starts, windows, strict=True):
+        order = np.argsort(lengths, kind="stable")
+        for first in range(0, len(order), TEXT_BATCH):
+            rows = order[first : first + TEXT_BATCH]
+            longest = max(1, lengths[rows[-1]])
+            yield (
+                start + rows,
+                {name: array[rows] if array.ndim == 1 else array[rows, :longest] for name, array in inputs.items()},
+            )

@@ -21,7 +21,15 @@ from data.images import ImagePreprocessing
 from data.loading import decoded_batches, with_digests
 from data.pairs import ImageTextPair
 from data.text import CaptionTokenizer, clean_caption
-from dual_encoder.engines import IMAGE_BATCH, Engine, KerasEngine, OnnxEngine, run_on_pixels, run_on_texts
+from dual_encoder.engines import (
+    IMAGE_BATCH,
+    Engine,
+    KerasEngine,
+    OnnxEngine,
+    gpu_is_present,
+    run_on_pixels,
+    run_on_texts,
+)
 from dual_encoder.feature_store import Digests, FeatureStore, MappedRows, digests_of
 from dual_encoder.weights import digest_weights
 
@@ -60,13 +68,6 @@ def freeze(model: Any, config: dict[str, Any]) -> FrozenBackbone:
         say(f"{model.name} cannot be converted to ONNX ({error}); it runs in TensorFlow instead")
         return FrozenBackbone(key, KerasEngine(lambda inputs: model(inputs, training=False)), None)
     return FrozenBackbone(key, OnnxEngine(path), path)
-
-
-def gpu_is_present() -> bool:
-    """Whether TensorFlow sees a GPU; the caller has imported it anyway."""
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _converted(model: Any) -> bytes:

@@ -17,7 +17,15 @@ from data.images import load_resized, normalise_batch
 from data.loading import map_ordered
 from data.quiet_tensorflow import load_tensorflow
 from dual_encoder.bundle import Bundle, open_bundle
-from dual_encoder.engines import IMAGE_BATCH, Engine, OnnxEngine, run_on_pixels, run_on_texts
+from dual_encoder.engines import (
+    IMAGE_BATCH,
+    TEXT_BATCH,
+    Engine,
+    OnnxEngine,
+    gpu_is_present,
+    run_on_pixels,
+    run_on_texts,
+)
 
 EngineName = Literal["auto", "onnxruntime", "keras"]
 
@@ -36,14 +44,16 @@ class Runtime:
     def load(cls, bundle: str | Path, engine: EngineName = "auto", threads: int | None = None) -> Runtime:
         """Open a bundle directory, or the built-in untrained model named "default", and start its engines.
 
-        "auto" runs a published ONNX graph where there is one, in int8 where `dual_encoder.quantize` admitted it, and
-        Keras otherwise; "onnxruntime" is float32. `BundleError` for a bad bundle, and for "onnxruntime" with a bundle
-        that has no such graph.
+        "auto" runs Keras on a GPU where TensorFlow sees one; elsewhere a published ONNX graph, in int8 where
+        `dual_encoder.quantize` admitted it, and Keras where there is none. "onnxruntime" is float32. `threads` are
+        ONNX Runtime's, as many as there are cores for this process if it is not given. `BundleError` for a bad bundle,
+        and for "onnxruntime" with a bundle that has no such graph.
         """
         opened = open_named_bundle(bundle)
         towers = ("image_tower", "text_tower")
         files = [opened.engine_file(tower, quantised=engine == "auto") for tower in towers]
-        if engine != "keras" and all(files):
+        in_keras = engine == "keras" or (engine == "auto" and gpu_is_present())
+        if not in_keras and all(files):
             image, text = (OnnxEngine(file, threads) for file in files if file)
             return cls(opened, image, text)
         if engine == "onnxruntime":
@@ -53,11 +63,14 @@ class Runtime:
 
         return cls(opened, *keras_engines(opened))
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Strings to embeddings (B, D) float32; long texts are cut to the tower's number of tokens."""
+    def embed_texts(self, texts: Sequence[str], shown: str | None = None) -> np.ndarray:
+        """Any number of strings to embeddings (B, D) float32; long texts are cut to the tower's number of tokens.
+
+        With `shown`, behind a progress bar of that name.
+        """
         if not texts:
             return np.empty((0, self.embedding_dim), np.float32)
-        return run_on_texts(self.text_engine, self.tokenizer, texts)
+        return run_on_texts(self.text_engine, self.tokenizer, texts, shown)
 
     def embed_images(self, images: Sequence[bytes]) -> np.ndarray:
         """Encoded images to embeddings (B, D) float32; `ImageError` for the first that cannot be decoded."""
@@ -77,11 +90,17 @@ class Runtime:
         """Pixels (B, S, S, 3) float32 from `data.images.load_pixels` to embeddings (B, D) float32."""
         return run_on_pixels(self.image_engine, pixels)
 
-    def warm_up(self) -> None:
-        """Run both towers once, so that the first query does not pay for lazy initialisation."""
+    def warm_up(self, text_batch: int = TEXT_BATCH, image_batch: int = IMAGE_BATCH) -> None:
+        """Run both towers on one row and on as many as will come at once, and the text tower on its longest text.
+
+        What an engine traces, compiles or allocates once is done then, and not in a user's first queries.
+        """
         size = self.preprocessing.size
-        self.embed_texts(["warm up"])
-        self.embed_pixels(np.zeros((1, size, size, 3), np.float32))
+        longest = "warm up " * (self.tokenizer.max_tokens if self.tokenizer else 1)
+        for texts in (["warm up"], [longest], ["warm up the text tower with a query"] * text_batch):
+            self.embed_texts(texts)
+        for rows in (1, image_batch):
+            self.embed_pixels(np.zeros((rows, size, size, 3), np.float32))
 
 
 def open_named_bundle(bundle: str | Path) -> Bundle:

@@ -151,14 +151,17 @@ def _in_daemon_thread(load: Callable[[], SearchEngine]) -> asyncio.Future[Search
 
 
 def load_engine(bundle: str, index: Path) -> SearchEngine:
-    """Open a bundle and its index, and run the model once. `BundleError`, `SnapshotError` or `FingerprintMismatch`."""
+    """Open a bundle and its index, and run the model as queries will.
+
+    `BundleError`, `SnapshotError` or `FingerprintMismatch`.
+    """
     from dual_encoder.runtime import Runtime
-    from serving.search_engine import SearchEngine
+    from serving.search_engine import IMAGE_BATCH, TEXT_BATCH, SearchEngine
     from serving.snapshot import open_snapshot
 
     runtime = Runtime.load(bundle)
     snapshot = open_snapshot(index, runtime.fingerprint, bundle)
-    runtime.warm_up()
+    runtime.warm_up(TEXT_BATCH, IMAGE_BATCH)
     return SearchEngine(runtime, snapshot)
 
 

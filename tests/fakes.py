@@ -41,7 +41,7 @@ class ColourRuntime:
         self.hubness = None
         self.embedded = 0
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str], shown: str | None = None) -> np.ndarray:
         words = [re.findall(r"\w+", text.lower()) for text in texts]
         counts = np.array([[found.count(colour) for colour in COLOURS] for found in words], np.float32)
         noise = np.array([list(hashlib.sha256(text.encode()).digest()[: len(COLOURS)]) for text in texts], np.float32)
@@ -57,7 +57,7 @@ class ColourRuntime:
         share = np.exp(-distance / 0.05)
         return _unit((share / (share.sum(-1, keepdims=True) + 1e-9)).mean((1, 2)) + 1e-3)
 
-    def warm_up(self) -> None:
+    def warm_up(self, text_batch: int = 1, image_batch: int = 1) -> None:
         self.embed_texts(["warm"])
 
 

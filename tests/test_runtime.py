@@ -84,9 +84,9 @@ def test_what_stands_beside_a_text_does_not_change_it(default_runtime: Runtime) 
     many = [*CAPTIONS, *(f"picture number {n}" for n in range(TEXT_BATCH))]
     together = default_runtime.embed_texts(many)
     order = np.random.default_rng(0).permutation(len(many))
-    np.testing.assert_allclose(default_runtime.embed_texts([many[row] for row in order]), together[order], atol=1e-5)
+    np.testing.assert_allclose(default_runtime.embed_texts([many[row] for row in order]), together[order], atol=1e-6)
     alone = np.concatenate([default_runtime.embed_texts([text]) for text in many[:12]])
-    np.testing.assert_allclose(alone, together[:12], atol=1e-5)
+    np.testing.assert_allclose(alone, together[:12], atol=1e-6)
 
 
 def test_what_stands_beside_an_image_does_not_change_it(default_runtime: Runtime) -> None:

@@ -1,0 +1,153 @@
+"""Engines take any batch in one trace, run on what the machine has, and are warm when they say so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny_training import CONFIG, IMAGE, TEXT, WORDS, tokenizer
+
+from dual_encoder import engines
+from dual_encoder.bundle import Bundle
+from dual_encoder.bundle_model import save_bundle
+from dual_encoder.engines import TEXT_BATCH, KerasEngine, OnnxEngine, gpu_is_present, run_on_texts
+from dual_encoder.model import DualEncoder
+from dual_encoder.runtime import Runtime
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    keras.utils.set_random_seed(0)
+    directory = tmp_path_factory.mktemp("engines") / "m"
+    return save_bundle(directory, DualEncoder(CONFIG), tokenizer(), name="m", card="", trained={})
+
+
+class Recording:
+    """Gives the number and the sum of a row's tokens, or the mean of its pixels, and keeps what it was given."""
+
+    name = "recording"
+
+    def __init__(self) -> None:
+        self.seen: list[Mapping[str, np.ndarray]] = []
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        self.seen.append(inputs)
+        if "pixels" in inputs:
+            return inputs["pixels"].mean((1, 2)).astype(np.float32)
+        return np.stack([inputs["mask"].sum(1), (inputs["ids"] * inputs["mask"]).sum(1)], axis=1).astype(np.float32)
+
+
+def captions(count: int) -> list[str]:
+    random = np.random.default_rng(0)
+    return [" ".join(random.choice(WORDS, random.integers(0, 9))) for _ in range(count)]
+
+
+def test_a_keras_engine_is_traced_once_whatever_the_batch_and_the_length() -> None:
+    keras.utils.set_random_seed(0)
+    model = DualEncoder(CONFIG)
+    texts, images = KerasEngine(model.embed_texts), KerasEngine(model.embed_images)
+    assert texts.traces == 0
+    for rows, length in ((1, 3), (2, 3), (5, 12), (1, 1), (64, 7)):
+        inputs = {"ids": np.ones((rows, length), np.int32), "mask": np.ones((rows, length), np.int32)}
+        np.testing.assert_allclose(texts.run(inputs), model.embed_texts(inputs), atol=1e-6)
+        pixels = np.ones((rows, 16, 16, 3), np.float32)
+        np.testing.assert_allclose(images.run({"pixels": pixels}), model.embed_images(pixels), atol=1e-6)
+    assert (texts.traces, images.traces) == (1, 1)
+
+
+def test_batches_of_texts_are_full_and_hold_little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_WINDOW", 4 * TEXT_BATCH)
+    texts, engine = captions(10 * TEXT_BATCH + 3), Recording()
+    found = run_on_texts(engine, tokenizer(), texts, shown="texts")
+    np.testing.assert_array_equal(found, np.concatenate([run_on_texts(Recording(), tokenizer(), [t]) for t in texts]))
+    sizes = [len(inputs["ids"]) for inputs in engine.seen]
+    assert sizes == [TEXT_BATCH] * 10 + [3]
+    tokens = sum(int(inputs["mask"].sum()) for inputs in engine.seen)
+    assert sum(inputs["ids"].size for inputs in engine.seen) < 1.3 * tokens
+    assert all(inputs["mask"].any(axis=0).all() for inputs in engine.seen), "no column is padding alone"
+
+
+def test_texts_in_bulk_have_the_embeddings_they_have_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_WINDOW", TEXT_BATCH)
+    texts = captions(3 * TEXT_BATCH)
+    runtime = Runtime.load(bundle.path)
+    together = runtime.embed_texts(texts)
+    np.testing.assert_allclose(together, np.concatenate([runtime.embed_texts([text]) for text in texts]), atol=1e-6)
+
+
+def test_keras_is_chosen_where_tensorflow_sees_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(Runtime.load(bundle.path).text_engine, OnnxEngine)
+    listed = tf.config.list_physical_devices
+    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
+    assert gpu_is_present()
+    chosen = Runtime.load(bundle.path)
+    assert isinstance(chosen.text_engine, KerasEngine)
+    assert isinstance(chosen.image_engine, KerasEngine)
+    assert isinstance(Runtime.load(bundle.path, engine="onnxruntime").text_engine, OnnxEngine)
+
+
+@pytest.mark.parametrize(
+    ("names", "visible", "shown"),
+    [
+        ((), None, False),
+        (("nvidiactl", "null"), None, False),
+        (("nvidia0",), None, True),
+        (("nvidia0",), "0", True),
+        (("nvidia0",), "", False),
+        (("nvidia0",), "-1", False),
+        (("kfd",), None, True),
+        (("dxg",), None, True),
+    ],
+)
+def test_a_machine_shows_its_gpu_without_tensorflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], visible: str | None, shown: bool
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert engines._machine_shows_gpu(tmp_path) is shown
+
+
+def test_onnx_runtime_has_as_many_threads_as_the_process_has_cores(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle.engine_file("text_tower")
+    assert path is not None
+
+    def threads(*arguments: int) -> int:
+        return OnnxEngine(path, *arguments)._session.get_session_options().intra_op_num_threads
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3})
+    monkeypatch.setattr("os.cpu_count", lambda: 96)
+    assert threads() == 1
+    assert threads(2) == 2
+
+
+def test_a_warm_runtime_has_seen_the_largest_batch_and_the_longest_text(bundle: Bundle) -> None:
+    engine = Recording()
+    Runtime(bundle, engine, engine).warm_up(text_batch=5, image_batch=3)
+    texts = [inputs["ids"].shape for inputs in engine.seen if "ids" in inputs]
+    assert {rows for rows, _ in texts} == {1, 5}
+    assert max(length for _, length in texts) == TEXT.max_tokens
+    size = IMAGE.preprocessing.size
+    assert [inputs["pixels"].shape for inputs in engine.seen if "pixels" in inputs] == [
+        (1, size, size, 3),
+        (3, size, size, 3),
+    ]
+
+
+def test_a_warm_runtime_traces_nothing_more(bundle: Bundle) -> None:
+    runtime = Runtime.load(bundle.path, engine="keras")
+    assert isinstance(runtime.text_engine, KerasEngine)
+    assert isinstance(runtime.image_engine, KerasEngine)
+    runtime.warm_up(text_batch=4, image_batch=2)
+    runtime.embed_texts(captions(70))
+    runtime.embed_pixels(np.zeros((7, 16, 16, 3), np.float32))
+    assert (runtime.text_engine.traces, runtime.image_engine.traces) == (1, 1)
