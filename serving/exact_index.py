@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import QueryError, SnapshotError
+from serving.row_subset import RowSubset
 
 # Rows compared at once; with 384 dimensions a block is 25 MB, so memory stays bounded however large the index is.
 BLOCK_ROWS = 16_384
@@ -32,7 +33,7 @@ class ExactIndex:
 
     @classmethod
     def build(cls, vectors: np.ndarray) -> ExactIndex:
-        """Index `vectors`, (N, D) float32 of unit length; `ValueError` when they are not."""
+        """Index `vectors`, (N, D) float32 or float16 of unit length; `ValueError` when they are not."""
         check_vectors(vectors)
         return cls(vectors)
 
@@ -44,18 +45,25 @@ class ExactIndex:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, allowed: RowSubset | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See `VectorIndex.search`."""
         queries = check_queries(queries, self.dimension, k)
-        k = min(k, len(self))
+        rows = None if allowed is None else check_allowed(allowed, len(self)).rows
+        count = len(self) if rows is None else len(rows)
+        k = min(k, count)
+        if k == 0:
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         candidates: list[list[np.ndarray]] = [[] for _ in queries]
         worst = np.full(len(queries), -np.inf)  # a lower bound of each query's k-th best score so far
-        for start in range(0, len(self), BLOCK_ROWS):
-            similarity = queries @ self.vectors[start : start + BLOCK_ROWS].T  # (Q, D) * (B, D) -> (Q, B)
+        for start in range(0, count, BLOCK_ROWS):
+            chosen = slice(start, start + BLOCK_ROWS) if rows is None else rows[start : start + BLOCK_ROWS]
+            block = np.asarray(self.vectors[chosen], np.float32)
+            similarity = queries @ block.T  # (Q, D) * (B, D) -> (Q, B)
             if similarity.shape[1] >= k:
                 worst = np.maximum(worst, np.partition(similarity, -k, axis=1)[:, -k])
             for found, row_scores, bound in zip(candidates, similarity, worst, strict=True):
-                found.append(start + np.flatnonzero(row_scores >= bound - ROUNDING * np.abs(row_scores).max()))
+                near = np.flatnonzero(row_scores >= bound - ROUNDING * np.abs(row_scores).max())
+                found.append(start + near if rows is None else rows[start + near])
         return best_of(self.vectors, queries, [np.concatenate(found) for found in candidates], k)
 
     def save(self, path: Path) -> None:
@@ -92,11 +100,13 @@ def best_of(
 
 
 def check_vectors(vectors: np.ndarray) -> None:
-    """`ValueError` unless `vectors` is a non-empty (N, D) float32 array of finite rows of unit length."""
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.size:
-        raise ValueError(f"expected a non-empty (N, D) float32 array; received {vectors.dtype} {vectors.shape}")
+    """`ValueError` unless `vectors` is a non-empty (N, D) array, float32 or float16, of finite rows of unit length."""
+    if vectors.ndim != 2 or vectors.dtype not in (np.float32, np.float16) or not vectors.size:
+        raise ValueError(
+            f"expected a non-empty (N, D) float32 or float16 array; received {vectors.dtype} {vectors.shape}"
+        )
     for start in range(0, len(vectors), BLOCK_ROWS):
-        lengths = np.linalg.norm(vectors[start : start + BLOCK_ROWS], axis=1)
+        lengths = np.linalg.norm(np.asarray(vectors[start : start + BLOCK_ROWS], np.float32), axis=1)
         wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))  # also true for NaN
         if len(wrong):
             raise ValueError(f"expected rows of unit length; row {start + wrong[0]} has length {lengths[wrong[0]]}")
@@ -116,6 +126,13 @@ def check_queries(queries: np.ndarray, dimension: int, k: int) -> np.ndarray:
     if not queries.any(axis=1).all():
         raise QueryError("vector", "a direction", "a zero vector", "check how the vector was made")
     return queries
+
+
+def check_allowed(allowed: RowSubset, rows: int) -> RowSubset:
+    """`allowed` if it is a subset of an index of `rows` rows; else `ValueError`."""
+    if allowed.total != rows:
+        raise ValueError(f"expected a subset of {rows:,} rows; received one of {allowed.total:,}")
+    return allowed
 
 
 def check_shape(path: Path, rows: int, dimension: int, vectors: np.ndarray) -> None:

@@ -12,13 +12,17 @@ import numpy as np
 
 from data.durable import naming_file
 from data.errors import SnapshotError
-from serving.exact_index import ExactIndex, best_of, check_queries, check_shape, check_vectors
+from serving.exact_index import ExactIndex, best_of, check_allowed, check_queries, check_shape, check_vectors
+from serving.row_subset import RowSubset
 
 # Up to here an exact scan answers within a few milliseconds and needs no tuning.
 FLAT_ROWS = 100_000
 
 # Training looks at 64 vectors for each of the nlist centroids, as FAISS's guidelines have it (at least 39).
 TRAINING_PER_LIST = 64
+
+# Up to so many allowed rows are compared one by one: the lists would hold few of them, and it takes no longer.
+EXACT_SUBSET = 10_000
 
 # Rows handed to FAISS at once while building, so that memory-mapped vectors are never all in memory.
 ADD_ROWS = 65_536
@@ -35,16 +39,13 @@ class FaissIndex:
         self.index = index
         self.kind = kind
         self.vectors = vectors
-        if isinstance(index, faiss.IndexIVF):
-            # Wide, since text queries lie apart from the images that the lists were made from.
-            index.nprobe = max(16, index.nlist // 8)
         # BLAS from four queries on: FAISS's default leaves batches of hundreds to a loop five times as slow, and a
         # single query through BLAS is slower still.
         faiss.cvar.distance_compute_blas_threshold = 4 * index.d
 
     @classmethod
     def build(cls, vectors: np.ndarray, kind: str | None = None, threads: int = 0) -> FaissIndex:
-        """Index `vectors`, (N, D) float32 of unit length, by the factory string `kind` (chosen by size when None).
+        """Index `vectors`, (N, D) float32 or float16 of unit length, by the factory string `kind` (None: by size).
 
         `threads` is how many cores building may use; 0 stands for all.
         """
@@ -55,7 +56,7 @@ class FaissIndex:
         if not index.is_trained:
             index.train(training_sample(vectors, index.nlist * TRAINING_PER_LIST))
         for start in range(0, len(vectors), ADD_ROWS):
-            index.add(np.ascontiguousarray(vectors[start : start + ADD_ROWS]))
+            index.add(np.ascontiguousarray(vectors[start : start + ADD_ROWS], np.float32))
         return cls(index, kind, vectors)
 
     @property
@@ -66,19 +67,22 @@ class FaissIndex:
     def __len__(self) -> int:
         return self.index.ntotal
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, allowed: RowSubset | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See `VectorIndex.search`."""
         queries = check_queries(queries, self.dimension, k)
-        k = min(k, len(self))
+        count = len(self) if allowed is None else len(check_allowed(allowed, len(self)))
+        if allowed is not None and count <= max(k, EXACT_SUBSET):
+            return ExactIndex(self.vectors).search(queries, k, allowed)
+        k = min(k, count)
         # OpenMP keeps this setting per thread. Concurrency comes from the callers; a single search gains nothing from
         # a second OpenMP thread and loses much when the cores are busy.
         faiss.omp_set_num_threads(1)
-        _, proposed = self.index.search(queries, min(self._candidates(k), len(self)))
+        _, proposed = self.index.search(queries, min(self._candidates(k), count), params=self._parameters(allowed))
         candidates = [rows[rows >= 0] for rows in proposed]
         # The probed lists may hold fewer than k rows; those queries get the exact answer instead of padding.
         short = [position for position, rows in enumerate(candidates) if len(rows) < k]
         if short:
-            _, exact_rows = ExactIndex(self.vectors).search(queries[short], k)
+            _, exact_rows = ExactIndex(self.vectors).search(queries[short], k, allowed)
             for position, rows in zip(short, exact_rows, strict=True):
                 candidates[position] = rows
         return best_of(self.vectors, queries, candidates, k)
@@ -86,6 +90,20 @@ class FaissIndex:
     def _candidates(self, k: int) -> int:
         """How many rows to compare exactly. A Flat scan only needs a few more than k, for ties at the last place."""
         return k + 8 if self.kind == "Flat" else 400 + 4 * k
+
+    def _parameters(self, allowed: RowSubset | None) -> Any:
+        """How FAISS shall search: which rows, and how many lists."""
+        parameters: Any = faiss.SearchParameters()
+        if isinstance(self.index, faiss.IndexIVF):
+            # Wide, since text queries lie apart from the images that the lists were made from; wider still when few
+            # rows are allowed, for the nearest of them lie farther away.
+            share = 1.0 if allowed is None else len(allowed) / len(self)
+            nprobe = max(16, self.index.nlist // 8) / np.sqrt(share)
+            parameters = faiss.SearchParametersIVF()
+            parameters.nprobe = min(self.index.nlist, int(nprobe))
+        if allowed is not None:
+            parameters.sel = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg, arg-type]
+        return parameters
 
     def save(self, path: Path) -> None:
         """Write FAISS's own format; `OSError` as for any file."""
@@ -118,4 +136,4 @@ def default_kind(rows: int) -> str:
 
 def training_sample(vectors: np.ndarray, size: int) -> np.ndarray:
     """At most `size` rows, spread evenly."""
-    return np.ascontiguousarray(vectors[:: max(1, len(vectors) // size)])
+    return np.ascontiguousarray(vectors[:: max(1, len(vectors) // size)], np.float32)

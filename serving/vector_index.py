@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from data.pairs import AttributeValue
+    from serving.row_subset import RowSubset
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class SearchHit:
 class VectorIndex(Protocol):
     """Implementers answer "which rows are nearest" over vectors that somebody else keeps.
 
-    `vectors` is (N, D) float32 with rows of unit length, in memory or memory-mapped, and must not change afterwards. An
-    index may keep compressed copies of its own, but the scores it returns are computed from `vectors`. Implementers
-    also offer the class methods `build(vectors)` and `load(path, vectors, kind)`.
+    `vectors` is (N, D) float32 or float16 with rows of unit length, in memory or memory-mapped, and must not change
+    afterwards. An index may keep compressed copies of its own, but the scores it returns are computed from `vectors`.
+    Implementers also offer the class methods `build(vectors)` and `load(path, vectors, kind)`.
     """
 
     @property
@@ -43,11 +44,12 @@ class VectorIndex(Protocol):
     def __len__(self) -> int:
         """N, the number of rows."""
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, allowed: RowSubset | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scores (Q, K) float32 and rows (Q, K) int64 of the nearest rows, best first; K = min(k, N).
 
-        `queries` is (Q, D) float32. A score is the inner product; rows of equal score are ordered by row. Safe to call
-        from several threads. `QueryError` for k < 1, a wrong shape, a NaN or infinite component, or a zero vector.
+        `queries` is (Q, D) float32. A score is the inner product; rows of equal score are ordered by row. With
+        `allowed` only its rows can be found, and K = min(k, len(allowed)), which may be 0. Safe to call from several
+        threads. `QueryError` for k < 1, a wrong shape, a NaN or infinite component, or a zero vector.
         """
 
     def save(self, path: Path) -> None:

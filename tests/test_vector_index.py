@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from data.errors import QueryError, SnapshotError
 from serving.exact_index import BLOCK_ROWS, ExactIndex
-from serving.faiss_index import FLAT_ROWS, FaissIndex, default_kind
+from serving.faiss_index import EXACT_SUBSET, FLAT_ROWS, FaissIndex, default_kind
+from serving.row_subset import RowSubset
 
 # Every index under contract: how to build it, how exact it is (index recall@10 against NumPy), how many rows it needs.
 INDEXES = {
@@ -199,6 +200,72 @@ def test_a_batch_answers_as_its_queries_one_by_one(contract):
     assert batch.tolist() == [index.search(vectors[i : i + 1], 5)[1][0].tolist() for i in range(50)]
 
 
+@pytest.fixture(scope="module")
+def many():
+    """Vectors enough that 0.01 % of them are a few, and queries near some of them."""
+    vectors = random_vectors(4 * EXACT_SUBSET, 32, seed=13)
+    return vectors, unit(vectors[::2_000] + 0.1 * np.random.default_rng(14).normal(size=(20, 32)))
+
+
+@pytest.fixture(scope="module")
+def built(many):
+    """The indexes over them, each built once."""
+    vectors, _ = many
+    return {name: build(vectors) for name, (build, _, _) in INDEXES.items()}
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.001, 0.01, 0.1, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("name", INDEXES)
+def test_only_allowed_rows_are_found_at_every_selectivity(many, built, name, share):
+    vectors, queries = many
+    rows = np.sort(np.random.default_rng(15).choice(len(vectors), int(share * len(vectors)), replace=False))
+    expected_scores, expected = reference(vectors[rows], queries, 10)
+    mask = np.isin(np.arange(len(vectors)), rows)
+    for allowed in (RowSubset.from_rows(rows, len(vectors)), RowSubset.from_mask(mask)):
+        scores, found = built[name].search(queries, 10, allowed)
+        assert scores.shape == found.shape == (20, min(10, len(rows)))
+        assert mask[found].all()
+        assert all(len(set(row)) == len(row) for row in found.tolist())
+        assert (scores >= expected_scores[:, -1:] - 1e-6).mean() >= INDEXES[name][1]
+        if INDEXES[name][1] == 1.0 or len(rows) <= EXACT_SUBSET:
+            np.testing.assert_array_equal(found, rows[expected])
+            np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
+
+
+def test_no_row_allowed_is_an_empty_answer(contract):
+    build, _, rows = contract
+    index = build(random_vectors(max(rows, 10), 16, seed=16))
+    scores, found = index.search(np.ones((3, 16), np.float32), 5, RowSubset.from_mask(np.zeros(len(index), np.bool_)))
+    assert scores.shape == found.shape == (3, 0)
+    assert (scores.dtype, found.dtype) == (np.float32, np.int64)
+
+
+def test_more_hits_than_allowed_rows_are_all_of_them(contract):
+    build, _, rows = contract
+    vectors = random_vectors(max(rows, 40), 16, seed=17)
+    _, found = build(vectors).search(vectors[:3], 1_000, RowSubset.from_rows(np.arange(5, 25), len(vectors)))
+    assert (np.sort(found, axis=1) == np.arange(5, 25)).all()
+
+
+def test_a_subset_of_another_index_is_refused(contract):
+    build, _, rows = contract
+    index = build(random_vectors(max(rows, 10), 16, seed=18))
+    with pytest.raises(ValueError, match="subset"):
+        index.search(np.ones((1, 16), np.float32), 5, RowSubset.from_rows(np.arange(3), len(index) + 1))
+
+
+def test_vectors_of_half_precision_score_as_they_are_stored(contract):
+    build, floor, rows = contract
+    vectors = random_vectors(max(rows, 500), 64, seed=19).astype(np.float16)
+    queries = random_vectors(20, 64, seed=20)
+    scores, found = build(vectors).search(queries, 10)
+    expected_scores, expected = reference(vectors, queries, 10)
+    np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", queries, vectors[found].astype(np.float64)), atol=1e-6)
+    assert (scores >= expected_scores[:, -1:] - 1e-6).mean() >= floor
+    if floor == 1.0:
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_exact_search_crosses_its_blocks():
     vectors = random_vectors(BLOCK_ROWS + 50, 8, seed=11)
     queries = vectors[[3, BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 49]]
@@ -210,9 +277,8 @@ def test_lists_with_too_few_rows_never_pad():
     # A query far from everything but one small cluster: the probed lists hold fewer rows than are asked for.
     vectors = random_vectors(3_000, 64, seed=12)
     index = FaissIndex.build(vectors, kind="IVF64,RaBitQfs")
-    index.index.nprobe = 1
-    scores, found = index.search(vectors[:5], 1_000)
-    _, expected = reference(vectors, vectors[:5], 1_000)
+    scores, found = index.search(vectors[:5], 2_500)
+    _, expected = reference(vectors, vectors[:5], 2_500)
     assert (found >= 0).all()
     np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(expected, axis=1))
     assert (np.diff(scores, axis=1) <= 0).all()
