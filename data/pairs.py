@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from data.errors import ImageError
 from data.images import DEFAULT_LIMITS, ImageLimits
 
-# What an attribute of an image may hold.
-AttributeValue = str | int | float | bool | list[str]
+# What an attribute of an image may hold, under the limits of data/attributes.py; times have their offset from UTC.
+AttributeValue = str | int | float | bool | datetime | list[str]
 
 
 @dataclass(frozen=True)

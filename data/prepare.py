@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data import console
+from data.attributes import attributes_to_json
 from data.checked_images import AHEAD, ImageStore, Verdict, check_images, read_verdicts
 from data.curated import Curated
 from data.durable import (
@@ -254,7 +255,9 @@ def _read_again(pair: ImageTextPair, verdict: Verdict) -> bytes:
 def _description(pair: ImageTextPair) -> bytes:
     """Everything but the image, as JSON."""
     weights = [list(pair.caption_weights)] if pair.caption_weights else []
-    return canonical_json([pair.image_id, list(pair.captions), pair.group, dict(pair.attributes), pair.split, *weights])
+    return canonical_json(
+        [pair.image_id, list(pair.captions), pair.group, attributes_to_json(pair.attributes), pair.split, *weights]
+    )
 
 
 def _reading_order(shard: dict[str, Any]) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.attributes import attributes_from_json, attributes_to_json
 from data.durable import canonical_json, changed_files, directory_digests, sync_path, write_json
 from data.errors import SourceError
 from data.pairs import ImageBytes, ImageTextPair
@@ -163,7 +164,7 @@ def _example(pair: ImageTextPair, image: bytes, split: str) -> bytes:
         "image_id": [pair.image_id.encode()],
         "captions": [caption.encode() for caption in pair.captions],
         "group": [] if pair.group is None else [pair.group.encode()],
-        "attributes": [canonical_json(dict(pair.attributes))],
+        "attributes": [canonical_json(attributes_to_json(pair.attributes))],
         "split": [split.encode()],
         "sha256": [] if pair.digest is None else [pair.digest.encode()],
         **({"caption_weights": [repr(w).encode() for w in pair.caption_weights]} if pair.caption_weights else {}),
@@ -186,7 +187,7 @@ def _pair(path: Path, start: int, record: bytes) -> ImageTextPair:
         ImageBytes(functools.partial(_read_slice, path, start + first, last - first)),
         tuple(texts["captions"]),
         texts["group"][0] if texts["group"] else None,
-        json.loads(texts["attributes"][0]),
+        attributes_from_json(json.loads(texts["attributes"][0])),
         texts["split"][0],
         next(iter(texts.get("sha256", [])), None),  # absent from shards of earlier versions
         tuple(float(weight) for weight in texts.get("caption_weights", [])),

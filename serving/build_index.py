@@ -6,7 +6,6 @@ Example: `python -m serving.build_index --bundle default --data folder:Pictures 
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data import console
+from data.attributes import EXPECTED, is_attribute, is_unicode
 from data.durable import only_process
 from data.errors import SnapshotError, SourceError
 from data.sources import SOURCE_HELP, open_source
@@ -166,7 +166,7 @@ def checked_pairs(pairs: Iterable[ImageTextPair], name: str, report: BuildReport
         if pair.image_id in seen:
             raise SourceError(f"image ids that occur once in {name}", f"{pair.image_id!r} twice", "make ids unique")
         seen.add(pair.image_id)
-        if 1 <= len(pair.image_id) <= MAX_ID_CHARACTERS and _is_unicode(pair.image_id):
+        if 1 <= len(pair.image_id) <= MAX_ID_CHARACTERS and is_unicode(pair.image_id):
             yield pair
         else:
             message = f"expected an id of 1 to {MAX_ID_CHARACTERS:,} characters of valid Unicode"
@@ -188,7 +188,7 @@ def catalog_entries(outcomes: Iterable[Outcome], report: BuildReport) -> Iterato
         captions = tuple(_unicode(caption) for caption in pair.captions)
         attributes = {_unicode(name): _attribute(pair, name, value) for name, value in pair.attributes.items()}
         yield CatalogEntry(
-            row, pair.image_id, outcome.digest, location if _is_unicode(location) else "", captions, attributes
+            row, pair.image_id, outcome.digest, location if is_unicode(location) else "", captions, attributes
         )
         row += 1
 
@@ -216,26 +216,13 @@ def only_writer(out: Path) -> Iterator[None]:
 
 
 def _attribute(pair: ImageTextPair, name: str, value: AttributeValue) -> AttributeValue:
-    if isinstance(value, list | tuple):
-        if all(isinstance(item, str) for item in value):
-            return [_unicode(item) for item in value]
-    elif isinstance(value, str):
-        return _unicode(value)
-    elif isinstance(value, float):
-        if math.isfinite(value):
-            return value
-    elif isinstance(value, int) and -(2**63) <= value < 2**63:  # truth values included
+    if isinstance(value, str):
+        value = _unicode(value)
+    elif isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        value = [_unicode(item) for item in value]
+    if is_attribute(value):
         return value
-    raise SourceError(
-        "attributes that are texts, 64-bit whole numbers, finite numbers, truth values or lists of texts",
-        f"{name} = {value!r} of image {pair.image_id!r}",
-        "correct or remove the attribute",
-    )
-
-
-def _is_unicode(text: str) -> bool:
-    """File names may hold bytes that are no UTF-8, which Python represents by lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    raise SourceError(EXPECTED, f"{name} = {value!r} of image {pair.image_id!r}", "correct or remove the attribute")
 
 
 def _unicode(text: str) -> str:

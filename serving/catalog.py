@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.attributes import attributes_from_json, attributes_to_json
 from data.errors import QueryError, SnapshotError
 from data.pairs import AttributeValue
 
@@ -136,10 +137,12 @@ class Catalog:
 
 def _to_columns(entry: CatalogEntry) -> tuple[int, str, str, str, str, str]:
     captions = json.dumps(list(entry.captions), ensure_ascii=False)
-    attributes = json.dumps(dict(entry.attributes), ensure_ascii=False, sort_keys=True, allow_nan=False)
+    as_json = attributes_to_json(entry.attributes)
+    attributes = json.dumps(as_json, ensure_ascii=False, sort_keys=True, allow_nan=False)
     return entry.row, entry.image_id, entry.digest, entry.location, captions, attributes
 
 
 def _from_columns(columns: tuple) -> CatalogEntry:
     row, image_id, digest, location, captions, attributes = columns
-    return CatalogEntry(row, image_id, digest, location, tuple(json.loads(captions)), json.loads(attributes))
+    held = attributes_from_json(json.loads(attributes))
+    return CatalogEntry(row, image_id, digest, location, tuple(json.loads(captions)), held)

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from data import console
+from data.attributes import attributes_to_json
 from protos.imageretrieval.v1 import (
     embedding_service_pb2,
     embedding_service_pb2_grpc,
@@ -212,6 +213,8 @@ def _attribute(value: query_pb2.AttributeValue) -> AttributeValue:
     kind = value.WhichOneof("kind")
     if kind == "string_list_value":
         return list(value.string_list_value.values)
+    if kind == "timestamp_value":
+        return value.timestamp_value.ToDatetime(UTC)
     return getattr(value, kind) if kind else ""
 
 
@@ -271,7 +274,7 @@ def _run_status(client: SearchClient, arguments: argparse.Namespace) -> None:
 
 def _print_results(results: SearchResults, query: str, as_json: bool) -> None:
     if as_json:
-        hits = [asdict(hit) for hit in results]
+        hits = [{**asdict(hit), "attributes": attributes_to_json(hit.attributes)} for hit in results]
         revisions = {"model_revision": results.model_revision, "index_revision": results.index_revision}
         print(json.dumps({"hits": hits, **revisions}, indent=2))
         return

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -45,6 +46,9 @@ class Compare:
     relation: Literal["=", "<", "<=", ">", ">="]
     value: Scalar
 
+    def __post_init__(self) -> None:
+        _check(self.value)
+
 
 @dataclass(frozen=True)
 class In:
@@ -52,6 +56,10 @@ class In:
 
     attribute: str
     values: tuple[Scalar, ...]
+
+    def __post_init__(self) -> None:
+        for value in self.values:
+            _check(value)
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,13 @@ def matches(where: Filter, image_id: str, attributes: Mapping[str, AttributeValu
             return _compare(held, relation, value)
 
 
-def _compare(held: AttributeValue | datetime, relation: str, value: Scalar) -> bool:
+def _check(value: Scalar) -> None:
+    """`ValueError` for what stands in no relation to anything: NaN, and times that name no moment."""
+    if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, datetime) and value.utcoffset() is None):
+        raise ValueError(f"expected a number or a time with its offset from UTC; received {value!r}")
+
+
+def _compare(held: AttributeValue, relation: str, value: Scalar) -> bool:
     if isinstance(held, list | tuple) or _kind(held) is not _kind(value):
         return False
     match relation:

@@ -209,4 +209,6 @@ def _attribute(value: AttributeValue) -> query_pb2.AttributeValue:
         return query_pb2.AttributeValue(double_value=value)
     if isinstance(value, str):
         return query_pb2.AttributeValue(string_value=value)
+    if isinstance(value, datetime):
+        return query_pb2.AttributeValue(timestamp_value=value)
     return query_pb2.AttributeValue(string_list_value=query_pb2.StringList(values=value))

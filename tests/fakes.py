@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from PIL import Image
@@ -87,6 +88,7 @@ def colour_pair(number: int) -> ImageTextPair:
             "even": number % 2 == 0,
             "share": 0.5,
             "tags": [colour, "drawn"],
+            "taken": datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=number),
         },
         split="test" if number % 4 == 0 else "train",
     )

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import threading
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import numpy as np
@@ -91,6 +92,7 @@ def test_hits_carry_what_is_known_about_the_image(client):
     assert hit.captions == ("a red picture", f"number {number}")
     assert hit.attributes == {
         "colour": "red", "number": number, "even": number % 2 == 0, "share": 0.5, "tags": ["red", "drawn"],
+        "taken": datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=number),
     }  # fmt: skip
     assert type(hit.attributes["even"]) is bool
     assert (hit.rank, -1 <= hit.score <= 1) == (1, True)

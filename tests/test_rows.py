@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,13 @@ def test_half_characters_in_attributes_are_refused(attributes: dict, tmp_path: P
     rows_file.write_text('{"image": "a.jpg"}\n' + json.dumps({"image": "b.jpg", "attributes": attributes}) + "\n")
     with pytest.raises(SourceError, match=r"Unicode.* line 2"):
         list(open_source(f"jsonl:{tmp_path}"))
+
+
+def test_times_in_attributes_are_written_as_objects(tmp_path: Path) -> None:
+    attributes = {"taken": {"$timestamp": "2024-05-17T14:00:00+02:00"}, "text": "2024-05-17T14:00:00+02:00"}
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "a.jpg", "attributes": attributes}) + "\n")
+    (pair,) = open_source(f"jsonl:{tmp_path}")
+    assert pair.attributes == {**attributes, "taken": datetime(2024, 5, 17, 12, tzinfo=UTC)}
 
 
 @pytest.mark.parametrize(("scheme", "file"), [("jsonl", "captions.jsonl"), ("imagefolder", "metadata.jsonl")])

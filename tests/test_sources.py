@@ -393,6 +393,7 @@ def test_jsonl_pairs(tmp_path: Path) -> None:
         ('{"image": "a.png", "attributes": {"deep": {"x": 1}}}', ("line 1", "'deep'")),
         ('{"image": "a.png", "attributes": {"x": NaN}}', ("line 1", "NaN")),
         ('{"image": "a.png", "attributes": {"x": 1e999}}', ("line 1", "'x'")),
+        ('{"image": "a.png", "attributes": {"x": {"$timestamp": "2024-05-17"}}}', ("line 1", "'x'", "offset")),
         ('{"image": "\\ud800.png"}', ("line 1", "valid Unicode")),
         ('{"image": "../a.png"}', ("line 1", "..")),
         ('{"image": "/a.png"}', ("line 1", "/a.png")),

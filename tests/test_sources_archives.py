@@ -11,6 +11,7 @@ import tarfile
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -437,6 +438,27 @@ def test_parquet_of_paths_beside_the_table(tmp_path: Path) -> None:
     assert (pair.image_id, pair.captions, pair.group) == ("img/a.png", ("a square",), "3")
     assert pair.attributes == {"kind": "art"}
     assert pair.image.read() == encoded(5)
+
+
+def test_parquet_times_are_attributes_in_utc(tmp_path: Path) -> None:
+    noon = datetime(2024, 5, 17, 12, tzinfo=UTC)
+    columns = {
+        "image": [encoded(0)],
+        "zoned": pa.array([noon], pa.timestamp("ms", "America/New_York")),
+        "local": pa.array([noon.replace(tzinfo=None)], pa.timestamp("s")),
+        "fine": pa.array([1_715_947_200_000_000_999], pa.timestamp("ns", "UTC")),
+        "day": pa.array([noon.date()]),
+        "none": pa.array([None], pa.timestamp("us")),
+    }
+    (pair,) = open_source(f"parquet:{write_parquet(tmp_path / 't.parquet', columns)}")
+    midnight = noon.replace(hour=0)
+    assert pair.attributes == {"zoned": noon, "local": noon, "fine": noon, "day": midnight}
+
+
+def test_a_parquet_time_beyond_the_calendar_is_refused(tmp_path: Path) -> None:
+    columns = {"image": [encoded(0)], "far": pa.array([10**12], pa.timestamp("s"))}
+    with pytest.raises(SourceError):
+        list(open_source(f"parquet:{write_parquet(tmp_path / 't.parquet', columns)}"))
 
 
 def test_parquet_structs_without_bytes_point_to_files_beside_the_table(tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ class Parquet:
     """`parquet:FILE_OR_DIR`: a row an image, in a column `image` of encoded bytes, `{bytes, path}` or paths.
 
     Columns `caption`, `captions`, `text`, `title`, `caption_1` … hold a string or a list of strings; `id`, `group` and
-    `split` are what they say; other columns of text, numbers or lists of text are attributes, the rest is left out.
-    `image_id` is the `id`, else the path of a path column, else the file's name and row (counted from 0). Files or
-    folders named after splits (`train-00000-of-00004.parquet`) prescribe them.
+    `split` are what they say; other columns of text, numbers, times or lists of text are attributes, the rest is
+    left out. `image_id` is the `id`, else the path of a path column, else the file's name and row (counted from 0).
+    Files or folders named after splits (`train-00000-of-00004.parquet`) prescribe them.
 
     Parquet cannot be entered at a row: images read in order cost one pass, in random order up to a row group each.
     Reading holds a few dozen images and one or two pages, each of up to 1,024 rows as pyarrow writes them by default.
@@ -158,7 +158,21 @@ def _text_rows(table: _Table, group: int) -> Iterator[dict[str, Any]]:
     parquet = _pyarrow().parquet
     with _errors(table.path), parquet.ParquetFile(table.path, **STREAMED) as file:
         for batch in file.iter_batches(TEXT_ROWS, row_groups=[group], columns=list(table.read)):
-            yield from batch.to_pylist()
+            yield from _in_utc(batch).to_pylist()
+
+
+def _in_utc(batch: Any) -> Any:
+    """A batch whose times are in UTC, to the microsecond; those without a zone, and dates at midnight, count as UTC."""
+    pa = _pyarrow()
+    moment = pa.timestamp("us", "UTC")
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_date(column.type):
+            column = column.cast(pa.timestamp("s"))
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(moment, safe=column.type.unit != "ns")  # nanoseconds are cut off
+        columns[name] = column
+    return pa.RecordBatch.from_pydict(columns)
 
 
 class _ImageReader:
@@ -259,7 +273,8 @@ def _is_simple(kind: Any) -> bool:
     types = _pyarrow().types
     if types.is_list(kind) or types.is_large_list(kind):
         return _is_text(kind.value_type)
-    return _is_text(kind) or types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind)
+    numbers = types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind)
+    return _is_text(kind) or numbers or types.is_timestamp(kind) or types.is_date(kind)
 
 
 @contextmanager
@@ -268,7 +283,7 @@ def _errors(path: Path) -> Iterator[None]:
     pa = _pyarrow()
     try:
         yield
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+    except (OSError, OverflowError, UnicodeDecodeError, pa.ArrowException) as error:
         received = " ".join(str(error).split())[:300]
         raise SourceError(f"a readable Parquet file at {path}", received, REPAIR) from None
 

@@ -6,9 +6,11 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, AnyStr
 
+from data.attributes import TIMESTAMP, is_unicode, parse_timestamp
 from data.errors import SourceError
 from data.pairs import AttributeValue, ImageBytes, ImageFile, ImageTextPair
 from data.text import clean_caption
@@ -144,10 +146,14 @@ def attributes_of(value: Any, place: str) -> dict[str, AttributeValue]:
     for key, entry in value.items():
         if entry is None:
             continue
+        if isinstance(entry, dict) and entry.keys() == {TIMESTAMP}:
+            entry = _timestamp(entry[TIMESTAMP], f"{place}, attribute {key!r}")
         strings = isinstance(entry, list) and all(isinstance(item, str) for item in entry)
-        if not (strings or isinstance(entry, str | int | float)) or (isinstance(entry, float) and math.isinf(entry)):
-            raise malformed(place, f"text, a number, true, false or a list of texts in attribute {key!r}", entry)
-        if not all(_is_unicode(text) for text in (key, *(entry if strings else [entry])) if isinstance(text, str)):
+        if not (strings or isinstance(entry, str | int | float | datetime)) or entry in (math.inf, -math.inf):
+            raise malformed(
+                place, f"text, a number, true, false, a time or a list of texts in attribute {key!r}", entry
+            )
+        if not all(is_unicode(text) for text in (key, *(entry if strings else [entry])) if isinstance(text, str)):
             raise malformed(place, "valid Unicode in 'attributes'", ascii({key: entry}))
         kept[key] = entry
     return kept
@@ -177,7 +183,7 @@ def pair_of(
     for key, value in row.items():
         if holds_captions(key.lower()):
             captions += _texts(value, f"{place}, {key!r}")
-        elif key not in ("group", "split") and _fits_attribute(value) and _is_unicode(key):
+        elif key not in ("group", "split") and _fits_attribute(value) and is_unicode(key):
             attributes[key] = value
     group = row.get("group")
     prescribed = optional_text(row, "split", place)
@@ -200,15 +206,17 @@ def _texts(value: Any, place: str) -> list[str]:
 
 def _fits_attribute(value: Any) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(isinstance(item, str) and _is_unicode(item) for item in value)
+        return bool(value) and all(isinstance(item, str) and is_unicode(item) for item in value)
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, int) or (isinstance(value, str) and _is_unicode(value))
+    return isinstance(value, int | datetime) or (isinstance(value, str) and is_unicode(value))
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether a string can be written as UTF-8; JSON may hold halves of characters that cannot."""
-    return not re.search("[\ud800-\udfff]", text)
+def _timestamp(text: Any, place: str) -> datetime:
+    try:
+        return parse_timestamp(text)
+    except (ValueError, TypeError, OverflowError):
+        raise malformed(place, "a time with its offset, such as 2024-05-17T12:00:00Z", text) from None
 
 
 def visible_files(directory: Path, pattern: str) -> Iterator[Path]:

@@ -22,21 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dimageretrieval/v1/query.proto\x12\x11imageretrieval.v1\"r\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08image_id\x18\x03 \x01(\tH\x00\x12+\n\x06vector\x18\x04 \x01(\x0b\x32\x19.imageretrieval.v1.VectorH\x00\x42\x07\n\x05input\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xaf\x01\n\x0e\x41ttributeValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x03 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x12:\n\x11string_list_value\x18\x05 \x01(\x0b\x32\x1d.imageretrieval.v1.StringListH\x00\x42\x06\n\x04kind\"\x1c\n\nStringList\x12\x0e\n\x06values\x18\x01 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dimageretrieval/v1/query.proto\x12\x11imageretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"r\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08image_id\x18\x03 \x01(\tH\x00\x12+\n\x06vector\x18\x04 \x01(\x0b\x32\x19.imageretrieval.v1.VectorH\x00\x42\x07\n\x05input\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xe6\x01\n\x0e\x41ttributeValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x03 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x12:\n\x11string_list_value\x18\x05 \x01(\x0b\x32\x1d.imageretrieval.v1.StringListH\x00\x12\x35\n\x0ftimestamp_value\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x06\n\x04kind\"\x1c\n\nStringList\x12\x0e\n\x06values\x18\x01 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'imageretrieval.v1.query_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUERY']._serialized_start=52
-  _globals['_QUERY']._serialized_end=166
-  _globals['_VECTOR']._serialized_start=168
-  _globals['_VECTOR']._serialized_end=192
-  _globals['_ATTRIBUTEVALUE']._serialized_start=195
-  _globals['_ATTRIBUTEVALUE']._serialized_end=370
-  _globals['_STRINGLIST']._serialized_start=372
-  _globals['_STRINGLIST']._serialized_end=400
+  _globals['_QUERY']._serialized_start=85
+  _globals['_QUERY']._serialized_end=199
+  _globals['_VECTOR']._serialized_start=201
+  _globals['_VECTOR']._serialized_end=225
+  _globals['_ATTRIBUTEVALUE']._serialized_start=228
+  _globals['_ATTRIBUTEVALUE']._serialized_end=458
+  _globals['_STRINGLIST']._serialized_start=460
+  _globals['_STRINGLIST']._serialized_end=488
 # @@protoc_insertion_point(module_scope)
