@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data.pairs import AttributeValue
+if TYPE_CHECKING:
+    from data.pairs import AttributeValue
 
 EXPECTED = (
     "attributes that are texts, 64-bit whole numbers, finite numbers, truth values, "

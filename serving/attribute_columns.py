@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.durable import naming_file
 from data.errors import SnapshotError
 from data.pairs import AttributeValue
 from serving.attribute_postings import BLOCK_ROWS, ITEM, REAL, TEXT, BlockBuilder, PostingBlocks, Postings
@@ -33,7 +34,7 @@ def write_columns(path: Path, attributes: Iterable[Mapping[str, AttributeValue]]
 
     start = 0
     builder = BlockBuilder()
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _schema()) as writer:
+    with naming_file(path), pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _schema()) as writer:
         for held in attributes:
             builder.add(held)
             if builder.count == BLOCK_ROWS:

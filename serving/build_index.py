@@ -119,15 +119,17 @@ def _publish(runtime: Runtime, source: PairSource, out: Path, settings: BuildSet
     """Build and verify the search index over the staged vectors, and publish all of it."""
     import numpy as np
 
+    from serving.attribute_columns import write_columns
     from serving.catalog import Catalog
     from serving.index_recall import build_verified
-    from serving.snapshot import CATALOG, FAISS, VECTORS, Manifest, publish
+    from serving.snapshot import CATALOG, COLUMNS, FAISS, VECTORS, Manifest, publish
 
     console.say(f"indexing {report.indexed:,} embeddings")
     staged = out / WORK / "staged"
     vectors = np.load(staged / VECTORS, mmap_mode="r", allow_pickle=False)
     catalog = Catalog(staged / CATALOG)
     queries = caption_queries(runtime, catalog)
+    write_columns(staged / COLUMNS, (entry.attributes for entry in catalog))
     catalog.close()
     report.index = build_verified(vectors, queries, staged / FAISS)
     manifest = Manifest(

@@ -31,10 +31,12 @@ from protos.imageretrieval.v1 import (
     search_service_pb2,
     search_service_pb2_grpc,
 )
+from serving.filter_syntax import unparse
 from serving.vector_index import SearchHit
 
 if TYPE_CHECKING:
     from data.pairs import AttributeValue
+    from serving.filters import Filter
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -127,8 +129,12 @@ class SearchClient:
         vector: Sequence[float] | None = None,
         k: int = 10,
         min_score: float | None = None,
+        filter: str | Filter = "",
     ) -> SearchResults:
-        """The `k` best images for a text, an encoded image, the id of an indexed one, or an embedding (give one)."""
+        """The `k` best images for a text, an encoded image, the id of an indexed one, or an embedding (give one).
+
+        Only those that `filter` matches, such as 'kind = "photo" AND year >= 2010', can be found.
+        """
         given = {"text": text, "image": image, "image_id": image_id, "vector": vector}
         inputs: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if len(inputs) != 1:
@@ -137,7 +143,12 @@ class SearchClient:
             raise ValueError(f"expected k of at least 1; received {k}")  # 0 would stand for the server's default
         if vector is not None:
             inputs["vector"] = query_pb2.Vector(values=vector)
-        request = search_service_pb2.SearchRequest(query=query_pb2.Query(**inputs), page_size=k, min_score=min_score)
+        request = search_service_pb2.SearchRequest(
+            query=query_pb2.Query(**inputs),
+            page_size=k,
+            min_score=min_score,
+            filter=filter if isinstance(filter, str) else unparse(filter),
+        )
         response = self._call(self._search.Search, request)
         return SearchResults([_hit(hit) for hit in response.hits], response.model_revision, response.index_revision)
 
@@ -229,6 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     hits = argparse.ArgumentParser(add_help=False)
     hits.add_argument("-k", type=_positive, default=10, metavar="HITS", help="how many, default %(default)s")
     hits.add_argument("--min-score", type=float, help="leave out images that score less")
+    example = """such as 'kind = "photo" AND year >= 2010 AND tags:"red"'; see docs/search.md"""
+    hits.add_argument("--filter", default="", metavar="TEXT", help=f"only images whose attributes match, {example}")
 
     parser = argparse.ArgumentParser(prog="python -m serving.client", description="Ask a search server.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -247,13 +260,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_search(client: SearchClient, arguments: argparse.Namespace) -> None:
-    results = client.search(arguments.text, k=arguments.k, min_score=arguments.min_score)
+    results = client.search(arguments.text, **_hit_options(arguments))
     _print_results(results, arguments.text, arguments.json)
 
 
 def _run_search_image(client: SearchClient, arguments: argparse.Namespace) -> None:
-    results = client.search(image=arguments.file.read_bytes(), k=arguments.k, min_score=arguments.min_score)
+    results = client.search(image=arguments.file.read_bytes(), **_hit_options(arguments))
     _print_results(results, arguments.file.name, arguments.json)
+
+
+def _hit_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"k": arguments.k, "min_score": arguments.min_score, "filter": arguments.filter}
 
 
 def _run_embed_text(client: SearchClient, arguments: argparse.Namespace) -> None:

@@ -115,7 +115,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         """Rank the indexed images."""
         k = request.page_size or DEFAULT_K
         min_score = request.min_score if request.HasField("min_score") else None
-        hits = await engine.search(_query(request.query), k, min_score, deadline)
+        hits = await engine.search(_query(request.query), k, min_score, deadline, request.filter)
         return search_service_pb2.SearchResponse(
             hits=[_hit(hit) for hit in hits],
             model_revision=engine.runtime.fingerprint,

@@ -19,10 +19,13 @@ from data.errors import ImageError, QueryError
 from data.images import load_pixels
 from data.text import MAX_CHARACTERS, clean_caption
 from serving.batcher import Batcher
+from serving.filter_syntax import parse
+from serving.row_subset import RowSubset
 from serving.vector_index import SearchHit
 
 if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
+    from serving.filters import Filter
     from serving.snapshot import Snapshot
 
 R = TypeVar("R")
@@ -95,9 +98,16 @@ class SearchEngine:
         )
 
     async def search(
-        self, query: Query, k: int = DEFAULT_K, min_score: float | None = None, deadline: float | None = None
+        self,
+        query: Query,
+        k: int = DEFAULT_K,
+        min_score: float | None = None,
+        deadline: float | None = None,
+        filter_text: str = "",
     ) -> list[SearchHit]:
         """The `k` best images for `query`, best first; those that score less than `min_score` are left out.
+
+        Only images that `filter_text` matches (see filter_syntax.py) are searched; a blank one matches every image.
 
         `QueryError` names the field that breaks a limit; its subclasses are `ImageNotFound` and `ImageRefused`.
         """
@@ -105,8 +115,9 @@ class SearchEngine:
             raise QueryError("k", f"1 to {MAX_K:,} hits", f"{k:,}", "ask for a number in this range")
         if min_score is not None and not math.isfinite(min_score):
             raise QueryError("min_score", "a finite number", str(min_score), "use a number from -1 to 1, or none")
+        where = await self._in_worker(lambda: parse(filter_text), deadline) if filter_text.strip() else None
         vector = await self._vector(query, deadline)
-        return await self._in_worker(lambda: self._find(vector, k, min_score), deadline)
+        return await self._in_worker(lambda: self._find(vector, k, min_score, where), deadline)
 
     async def embed_texts(self, texts: Sequence[str], deadline: float | None = None) -> np.ndarray:
         """Embeddings (B, D) float32 of 1 to 256 texts."""
@@ -160,8 +171,9 @@ class SearchEngine:
         except ImageError as error:
             raise ImageRefused(field, error) from error
 
-    def _find(self, vector: np.ndarray, k: int, min_score: float | None) -> list[SearchHit]:
-        scores, rows = self.snapshot.index.search(vector[np.newaxis], k)
+    def _find(self, vector: np.ndarray, k: int, min_score: float | None, where: Filter | None) -> list[SearchHit]:
+        allowed = None if where is None else RowSubset.from_mask(self.snapshot.rows_matching(where))
+        scores, rows = self.snapshot.index.search(vector[np.newaxis], k, allowed)
         kept = len(scores[0]) if min_score is None else int((scores[0] >= min_score).sum())  # best first
         entries = self.snapshot.catalog.by_rows(rows[0, :kept].tolist())
         return [

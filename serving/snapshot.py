@@ -3,6 +3,7 @@
     INDEX/CURRENT                        the name of the live snapshot
     INDEX/snapshots/NAME/manifest.json   what it holds, for which model, and the digest of every other file
     INDEX/snapshots/NAME/catalog.sqlite  ids, captions and attributes by row
+    INDEX/snapshots/NAME/columns.arrow   attributes by value, for filters
     INDEX/snapshots/NAME/vectors.npy     embeddings (N, D) float32, memory-mapped by readers
     INDEX/snapshots/NAME/index.faiss     the search index over them
 
@@ -18,6 +19,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,13 @@ import numpy as np
 
 from data.durable import changed_files, digest_bytes, directory_digests, publish_directory, write_atomic
 from data.errors import FingerprintMismatch, SnapshotError
+from serving.attribute_columns import AttributeColumns
 from serving.catalog import Catalog
+from serving.filters import Filter
 from serving.vector_index import VectorIndex
 
 FORMAT_VERSION = 1
+COLUMNS = "columns.arrow"
 METRIC = "inner_product"
 CURRENT, SNAPSHOTS = "CURRENT", "snapshots"
 MANIFEST, CATALOG, VECTORS, FAISS = "manifest.json", "catalog.sqlite", "vectors.npy", "index.faiss"
@@ -62,6 +67,15 @@ class Snapshot:
     vectors: np.ndarray  # (N, D) float32, rows of unit length
     catalog: Catalog
     index: VectorIndex
+
+    def rows_matching(self, where: Filter) -> np.ndarray:
+        """(N,) bool: the rows of the images that `where` matches."""
+        return self._columns.rows_matching(where)
+
+    @cached_property
+    def _columns(self) -> AttributeColumns:
+        """Opened by the first filter: Arrow takes a while to import."""
+        return AttributeColumns(self.path / COLUMNS, self.manifest.image_count, self.catalog.rows_with)
 
     def close(self) -> None:
         """Release the catalog's file; the vectors are unmapped when nobody uses them any more."""
@@ -136,7 +150,7 @@ def open_snapshot(index: Path, fingerprint: str, bundle: str = "BUNDLE") -> Snap
         )
     if problems := changed_files(path, files):
         raise _altered(path, "; ".join(problems))
-    if missing := {CATALOG, VECTORS, FAISS} - files.keys():
+    if missing := {CATALOG, COLUMNS, VECTORS, FAISS} - files.keys():
         raise _altered(path, f"{MANIFEST} without {', '.join(sorted(missing))}")
     return _load(name, path, manifest)
 

@@ -67,6 +67,19 @@ def test_search_prints_json(capsys, server):
     assert answer["index_revision"]
 
 
+def test_a_filter_leaves_images_by_their_attributes(capsys, server):
+    wanted = 'colour IN ("red", "blue") AND number > 8'
+    code, output, _ = run(capsys, "search", "red", "--filter", wanted, "--json", "--address", server)
+    found = [hit["attributes"] for hit in json.loads(output)["hits"]]
+    assert code == 0
+    assert {hit["colour"] for hit in found} == {"red", "blue"}
+    assert min(hit["number"] for hit in found) > 8
+    assert all(hit["taken"]["$timestamp"].endswith("Z") for hit in found)
+    code, _, errors = run(capsys, "search", "red", "--filter", "colour = red", "--address", server)
+    assert code == 2
+    assert 'received red at character 10 of the filter; write "red"' in errors
+
+
 def test_search_image_takes_a_file(capsys, server, tmp_path):
     (tmp_path / "some.jpg").write_bytes(picture("yellow", seed=5, format="JPEG"))
     code, output, _ = run(capsys, "search-image", str(tmp_path / "some.jpg"), "-k", "3", "--json", "--address", server)

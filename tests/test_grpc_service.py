@@ -28,6 +28,7 @@ from protos.imageretrieval.v1 import (
 )
 from serving.build_index import build_index
 from serving.client import SearchClient, ServiceError
+from serving.filters import Compare
 from serving.grpc_service import SERVICES
 from serving.snapshot import current_name
 
@@ -106,6 +107,12 @@ def test_ten_hits_are_the_default_and_min_score_cuts(client, channel):
     assert len(client.search("red", k=1_000)) == 40
 
 
+def test_a_filter_is_text_or_an_object(client):
+    where = Compare("colour", "=", "blue")
+    assert [hit.attributes["colour"] for hit in client.search("red", k=40, filter=where)] == ["blue"] * 5
+    assert client.search("red", k=3, filter='colour = "blue"') == client.search("red", k=3, filter=where)
+
+
 def test_embeddings_are_the_models(client):
     np.testing.assert_allclose(client.embed_texts(["red", "blue"]), RUNTIME.embed_texts(["red", "blue"]), atol=1e-6)
     images = [picture("red"), picture("green", format="JPEG")]
@@ -133,6 +140,7 @@ SEARCH = search_service_pb2.SearchRequest
         (SEARCH(query=QUERY(text="red"), page_size=-1), "page_size"),
         (SEARCH(query=QUERY(text="red"), page_size=1_001), "page_size"),
         (SEARCH(query=QUERY(text="red"), min_score=float("nan")), "min_score"),
+        (SEARCH(query=QUERY(text="red"), filter="colour = red"), "filter"),
         (SEARCH(query=QUERY(image_id="")), "query.image_id"),
         (SEARCH(query=QUERY(vector=query_pb2.Vector())), "query.vector.values"),
         (SEARCH(query=QUERY(vector=query_pb2.Vector(values=[float("nan")] * 8))), "query.vector.values"),

@@ -45,7 +45,7 @@ def test_field_numbers_are_those_that_clients_were_built_with():
 
     assert numbers(query_pb2.Query) == {"text": 1, "image": 2, "image_id": 3, "vector": 4}
     assert numbers(query_pb2.Vector) == {"values": 1}
-    assert numbers(search_service_pb2.SearchRequest) == {"query": 1, "page_size": 2, "min_score": 4}
+    assert numbers(search_service_pb2.SearchRequest) == {"query": 1, "page_size": 2, "min_score": 4, "filter": 5}
     assert numbers(search_service_pb2.SearchResponse) == {"hits": 1, "model_revision": 3, "index_revision": 4}
     assert numbers(search_service_pb2.SearchHit) == {
         "image_id": 1, "score": 2, "rank": 3, "captions": 4, "attributes": 5,

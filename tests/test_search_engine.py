@@ -95,6 +95,29 @@ def test_min_score_leaves_out_the_rest(index):
 
 
 @pytest.mark.parametrize(
+    ("filter_text", "matching"),
+    [
+        ('colour = "blue"', lambda hit: hit.attributes["colour"] == "blue"),
+        ("number >= 7 AND even = true", lambda hit: hit.attributes["number"] in range(8, 40, 2)),
+        (
+            'tags:"green" OR number IN (3, 5.0)',
+            lambda hit: "green-" in hit.image_id or hit.attributes["number"] in (3, 5),
+        ),
+        ('taken < timestamp("2024-01-03T00:00:00Z")', lambda hit: hit.attributes["number"] < 2),
+        ('id IN ("red-0000", "blue-0002", "nobody")', lambda hit: hit.image_id in ("red-0000", "blue-0002")),
+        ("NOT share:*", lambda hit: False),
+        (" ", lambda hit: True),
+    ],
+)
+def test_a_filter_leaves_the_best_of_what_matches(index, filter_text, matching):
+    every = search(index, TextQuery("green and red"), k=40)
+    expected = [(hit.image_id, hit.score) for hit in every if matching(hit)]
+    for k in (3, 40):
+        hits = search(index, TextQuery("green and red"), k=k, filter_text=filter_text)
+        assert [(hit.image_id, hit.score) for hit in hits] == expected[:k]
+
+
+@pytest.mark.parametrize(
     ("query", "options", "field"),
     [
         (TextQuery(""), {}, "text"),
@@ -105,6 +128,7 @@ def test_min_score_leaves_out_the_rest(index):
         (TextQuery("red"), {"k": 1_001}, "k"),
         (TextQuery("red"), {"min_score": float("nan")}, "min_score"),
         (TextQuery("red"), {"min_score": float("inf")}, "min_score"),
+        (TextQuery("red"), {"filter_text": "number >"}, "filter"),
         (ImageIdQuery(""), {}, "image_id"),
         (ImageIdQuery("x" * 1_025), {}, "image_id"),
         (VectorQuery([]), {}, "vector"),

@@ -50,7 +50,7 @@ def test_opens_what_was_published(index):
 
 def test_other_users_may_read_what_was_published(published):
     files = [path for path in published.rglob("*") if path.is_file()]
-    assert len(files) == 7
+    assert len(files) == 8
     assert all(path.stat().st_mode & 0o004 for path in files)
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.imageretrieval.v1 import query_pb2 as imageretrieval_dot_v1_dot_query__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&imageretrieval/v1/search_service.proto\x12\x11imageretrieval.v1\x1a\x1dimageretrieval/v1/query.proto\"q\n\rSearchRequest\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x18.imageretrieval.v1.Query\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x16\n\tmin_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x42\x0c\n\n_min_score\"l\n\x0eSearchResponse\x12*\n\x04hits\x18\x01 \x03(\x0b\x32\x1c.imageretrieval.v1.SearchHit\x12\x16\n\x0emodel_revision\x18\x03 \x01(\t\x12\x16\n\x0eindex_revision\x18\x04 \x01(\t\"\xe4\x01\n\tSearchHit\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x10\n\x08\x63\x61ptions\x18\x04 \x03(\t\x12@\n\nattributes\x18\x05 \x03(\x0b\x32,.imageretrieval.v1.SearchHit.AttributesEntry\x1aT\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.imageretrieval.v1.AttributeValue:\x02\x38\x01\x32^\n\rSearchService\x12M\n\x06Search\x12 .imageretrieval.v1.SearchRequest\x1a!.imageretrieval.v1.SearchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&imageretrieval/v1/search_service.proto\x12\x11imageretrieval.v1\x1a\x1dimageretrieval/v1/query.proto\"\x81\x01\n\rSearchRequest\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x18.imageretrieval.v1.Query\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x16\n\tmin_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\tB\x0c\n\n_min_score\"l\n\x0eSearchResponse\x12*\n\x04hits\x18\x01 \x03(\x0b\x32\x1c.imageretrieval.v1.SearchHit\x12\x16\n\x0emodel_revision\x18\x03 \x01(\t\x12\x16\n\x0eindex_revision\x18\x04 \x01(\t\"\xe4\x01\n\tSearchHit\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x10\n\x08\x63\x61ptions\x18\x04 \x03(\t\x12@\n\nattributes\x18\x05 \x03(\x0b\x32,.imageretrieval.v1.SearchHit.AttributesEntry\x1aT\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.imageretrieval.v1.AttributeValue:\x02\x38\x01\x32^\n\rSearchService\x12M\n\x06Search\x12 .imageretrieval.v1.SearchRequest\x1a!.imageretrieval.v1.SearchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SEARCHHIT_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_SEARCHREQUEST']._serialized_start=92
-  _globals['_SEARCHREQUEST']._serialized_end=205
-  _globals['_SEARCHRESPONSE']._serialized_start=207
-  _globals['_SEARCHRESPONSE']._serialized_end=315
-  _globals['_SEARCHHIT']._serialized_start=318
-  _globals['_SEARCHHIT']._serialized_end=546
-  _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_start=462
-  _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_end=546
-  _globals['_SEARCHSERVICE']._serialized_start=548
-  _globals['_SEARCHSERVICE']._serialized_end=642
+  _globals['_SEARCHREQUEST']._serialized_start=93
+  _globals['_SEARCHREQUEST']._serialized_end=222
+  _globals['_SEARCHRESPONSE']._serialized_start=224
+  _globals['_SEARCHRESPONSE']._serialized_end=332
+  _globals['_SEARCHHIT']._serialized_start=335
+  _globals['_SEARCHHIT']._serialized_end=563
+  _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_start=479
+  _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_end=563
+  _globals['_SEARCHSERVICE']._serialized_start=565
+  _globals['_SEARCHSERVICE']._serialized_end=659
 # @@protoc_insertion_point(module_scope)
