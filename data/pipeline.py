@@ -44,8 +44,8 @@ def batches(
     `image` (B, S, S, 3) float32; `ids` and `mask` (B, L) int32, L the longest caption of the batch; `image_row` (B,)
     int32, the image's position in `pairs`; `caption` (B,) int32, which of its captions that have content;
     `caption_group` (B,) int32, equal for equal cleaned captions, for the mask of a multi-positive loss; and `weight`
-    (B,) float32, how far the pair is trusted, where any pair has such weights. Without a tokenizer there are no `ids`
-    and `mask`.
+    (B,) float32, how far the pair is trusted, where any pair has such weights. Without a tokenizer there is `texts`
+    (B,) string, the cleaned captions in UTF-8, in the place of `ids` and `mask`.
 
     Order, choice of captions and `augmentation` depend on `(seed, epoch)` and the row alone, so `start_batch=k` goes on
     exactly where k batches ended. With `shuffle=False` the order is that of `pairs`, the first caption is taken and
@@ -83,6 +83,9 @@ def batches(
         group = [groups[captions[row][choice[row]]] for row in batch]
         return choice[batch].astype(np.int32), np.array(group, np.int32)
 
+    def texts(batch: np.ndarray) -> np.ndarray:
+        return np.array([caption(row).encode() for row in batch], object)
+
     def tokenise(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert tokenizer is not None
         tokens = tokenizer.encode([caption(row) for row in batch])
@@ -100,7 +103,8 @@ def batches(
         if weights is not None:
             batch["weight"] = tf.gather(weights, row)
         if tokenizer is None:
-            return batch
+            strings = tf.numpy_function(texts, [row], tf.string, stateful=False)
+            return {**batch, "texts": tf.ensure_shape(strings, (None,))}
         ids, mask = tf.numpy_function(tokenise, [row], (tf.int32, tf.int32), stateful=False)
         return {**batch, "ids": tf.ensure_shape(ids, (None, None)), "mask": tf.ensure_shape(mask, (None, None))}
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from dual_encoder.frozen_features import FrozenBackbone
 from dual_encoder.hubness import HubnessCorrection
 from dual_encoder.model import DualEncoder, DualEncoderConfig
 from dual_encoder.onnx_export import export_onnx, merge_onnx
-from dual_encoder.towers import ASSET_FIELDS, BUNDLED
+from dual_encoder.towers import BUNDLED
 from dual_encoder.weights import load_weights, named_weights, save_weights, weight_names
 
 # How far an engine's embeddings may lie from Keras's own, as the largest difference of a component.
@@ -55,7 +54,7 @@ def save_bundle(
         (directory / CARD).write_text(card, "utf-8")
         if metrics is not None:
             write_json(directory / METRICS, metrics)
-        config = _copy_assets(model, directory)
+        config = _write_assets(model, directory)
         _publish_engines(model, tokenizer, directory, frozen or {})
         bundle = write_manifest(
             directory,
@@ -102,38 +101,39 @@ def keras_engines(bundle: Bundle) -> tuple[Engine, Engine]:
     return KerasEngine(model.embed_images), KerasEngine(model.embed_texts)
 
 
-def _copy_assets(model: DualEncoder, directory: Path) -> dict[str, Any]:
-    """Take the SavedModel directories that backbones are made from along, and give the config that points to them."""
+def _write_assets(model: DualEncoder, directory: Path) -> dict[str, Any]:
+    """Take what backbones are made from along, and give the config that points to it."""
     config = model.config.to_config()
     for part in ("image_backbone", "text_backbone"):
-        for name in ASSET_FIELDS:
-            place = config[part].get(name)
-            if place and Path(place).is_dir():
-                shutil.copytree(place, directory / ASSETS / part / name)
-                config[part][name] = BUNDLED
+        backbone = getattr(model.config, part)
+        if hasattr(backbone, "write_assets"):
+            config[part] |= dict.fromkeys(backbone.write_assets(directory / ASSETS / part), BUNDLED)
     return config
 
 
 def _publish_engines(
     model: DualEncoder, tokenizer: CaptionTokenizer | None, directory: Path, frozen: Mapping[str, FrozenBackbone]
 ) -> None:
-    """Convert both towers to ONNX and keep the files only if both give Keras's embeddings on a sample."""
-    image = directory / "image_tower.onnx"
-    text = directory / "text_tower.onnx"
-    try:
-        if tokenizer is None:
-            raise BundleError("a text tower that takes token ids", "one that takes strings", "it runs in TensorFlow")
-        _convert_tower(model.image_backbone, model.image_head, frozen.get("image_backbone"), image)
-        _convert_tower(model.text_backbone, model.text_head, frozen.get("text_backbone"), text)
-        difference = max(_image_difference(model, image), _text_difference(model, tokenizer, text))
-        if not difference <= ENGINE_TOLERANCE:
-            raise BundleError(f"a difference of at most {ENGINE_TOLERANCE}", f"{difference:.1e}", "Keras is used")
-    except OSError:  # a full disk: the same command goes on from its checkpoint when there is room
-        raise
-    except Exception as error:  # whatever the converter cannot express must not cost the user the trained model
-        say(f"no ONNX engine is published, the model runs in TensorFlow: {error}")
-        image.unlink(missing_ok=True)
-        text.unlink(missing_ok=True)
+    """Convert each tower to ONNX and keep the file only if it gives Keras's embeddings on a sample."""
+
+    def publish(side: str, difference: Callable[[Path], float]) -> None:
+        path = directory / f"{side}_tower.onnx"
+        backbone, head = getattr(model, f"{side}_backbone"), getattr(model, f"{side}_head")
+        try:
+            _convert_tower(backbone, head, frozen.get(f"{side}_backbone"), path)
+            if not (found := difference(path)) <= ENGINE_TOLERANCE:
+                raise BundleError(f"a difference of at most {ENGINE_TOLERANCE}", f"{found:.1e}", "Keras is used")
+        except OSError:  # a full disk: the same command goes on from its checkpoint when there is room
+            raise
+        except Exception as error:  # whatever the converter cannot express must not cost the user the trained model
+            say(f"no ONNX engine is published for the {side} tower, which runs in TensorFlow: {error}")
+            path.unlink(missing_ok=True)
+
+    publish("image", lambda path: _image_difference(model, path))
+    if tokenizer is None:
+        say("no ONNX engine is published for the text tower, which runs in TensorFlow: it takes strings")
+    else:
+        publish("text", lambda path: _text_difference(model, tokenizer, path))
 
 
 def _convert_tower(backbone: Any, head: Any, frozen: FrozenBackbone | None, path: Path) -> None:

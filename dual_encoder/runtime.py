@@ -44,24 +44,23 @@ class Runtime:
     def load(cls, bundle: str | Path, engine: EngineName = "auto", threads: int | None = None) -> Runtime:
         """Open a bundle directory, or the built-in untrained model named "default", and start its engines.
 
-        "auto" runs Keras on a GPU where TensorFlow sees one; elsewhere a published ONNX graph, in int8 where
-        `dual_encoder.quantize` admitted it, and Keras where there is none. "onnxruntime" is float32. `threads` are
+        "auto" runs Keras on a GPU where TensorFlow sees one; elsewhere a tower's published ONNX graph, in int8 where
+        `dual_encoder.quantize` admitted it, and Keras for a tower without. "onnxruntime" is float32. `threads` are
         ONNX Runtime's, as many as there are cores for this process if it is not given. `BundleError` for a bad bundle,
-        and for "onnxruntime" with a bundle that has no such graph.
+        and for "onnxruntime" with a bundle that lacks such a graph.
         """
         opened = open_named_bundle(bundle)
         towers = ("image_tower", "text_tower")
         files = [opened.engine_file(tower, quantised=engine == "auto") for tower in towers]
+        if engine == "onnxruntime" and not all(files):
+            raise BundleError(
+                "a bundle with ONNX graphs of both towers", f"{opened.path} without", 'use the engine "auto"'
+            )
         in_keras = engine == "keras" or (engine == "auto" and gpu_is_present())
-        if not in_keras and all(files):
-            image, text = (OnnxEngine(file, threads) for file in files if file)
-            return cls(opened, image, text)
-        if engine == "onnxruntime":
-            raise BundleError("a bundle with ONNX graphs", f"{opened.path} without them", 'use the engine "auto"')
-        load_tensorflow()
-        from dual_encoder.bundle_model import keras_engines
-
-        return cls(opened, *keras_engines(opened))
+        kept = [None if in_keras else file for file in files]
+        spare: Sequence[Engine] = () if all(kept) else _keras_engines(opened)
+        image, text = (OnnxEngine(file, threads) if file else spare[tower] for tower, file in enumerate(kept))
+        return cls(opened, image, text)
 
     def embed_texts(self, texts: Sequence[str], shown: str | None = None) -> np.ndarray:
         """Any number of strings to embeddings (B, D) float32; long texts are cut to the tower's number of tokens.
@@ -101,6 +100,13 @@ class Runtime:
             self.embed_texts(texts)
         for rows in (1, image_batch):
             self.embed_pixels(np.zeros((rows, size, size, 3), np.float32))
+
+
+def _keras_engines(bundle: Bundle) -> tuple[Engine, Engine]:
+    load_tensorflow()
+    from dual_encoder.bundle_model import keras_engines
+
+    return keras_engines(bundle)
 
 
 def open_named_bundle(bundle: str | Path) -> Bundle:

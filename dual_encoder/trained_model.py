@@ -45,7 +45,7 @@ class TrainedModel:
         """Projections (B, D) of both sides as in a training step.
 
         A side comes from what its trunk gave, cached ("image_features", "text_features"; of a frozen backbone these are
-        its features), or goes through the whole backbone ("image"; "ids" and "mask").
+        its features), or goes through the whole backbone ("image"; "ids" and "mask", or "texts").
         """
         if "image_features" in batch:
             image = self.image_tower.features_of_trunk(batch["image_features"])
@@ -53,6 +53,8 @@ class TrainedModel:
             image = self.image_tower.features(batch["image"])
         if "text_features" in batch:
             text = self.text_tower.features_of_trunk(batch["text_features"])
+        elif "texts" in batch:
+            text = self.text_tower.features(batch["texts"])
         else:
             text = self.text_tower.features({"ids": batch["ids"], "mask": batch["mask"]})
         return self.model.image_head(image, training=True), self.model.text_head(text, training=True)

@@ -1,4 +1,4 @@
-"""Training batches of which one side or both go through a backbone in every step: pixels, token ids; knows no model."""
+"""Training batches of which one side or both go through a backbone in every step: pixels, text; knows no model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from dual_encoder.recipe import Recipe
 
 
 class PixelBatches:
-    """Batches of pixels, with token ids, or with the cached features of a frozen text backbone.
+    """Batches of pixels, with token ids or strings, or with the cached features of a frozen text backbone.
 
-    `text` is the tokeniser, or the features (C, G) of all captions that have content, in the order of the images. With
-    `image_groups` (N,), "image_group" (B,) too.
+    `text` is the tokeniser, None for a backbone that takes strings, or the features (C, G) of all captions that have
+    content, in the order of the images. With `image_groups` (N,), "image_group" (B,) too.
     """
 
     def __init__(
         self,
         pairs: Sequence[ImageTextPair],
         preprocessing: ImagePreprocessing,
-        text: CaptionTokenizer | np.ndarray | MappedRows,
+        text: CaptionTokenizer | np.ndarray | MappedRows | None,
         batch_size: int,
         seed: int,
         image_groups: Sequence[int] | None = None,
@@ -72,19 +72,24 @@ class PixelBatches:
         rows, chosen = np.asarray(batch["image_row"]), np.asarray(batch.pop("caption"))
         if self.caption_features is not None:
             batch["text_features"] = self.caption_features[self.first_caption[rows] + chosen]
+            del batch["texts"]
         if self.image_groups is not None:
             batch["image_group"] = self.image_groups[rows]
         return batch
 
 
-class TokenBatches:
-    """Batches of cached image features with token ids, for a text backbone that trains.
+class CaptionBatches:
+    """Batches of cached image features with token ids, for a text backbone that trains; without `tokenizer`, strings.
 
     `drawn` gives rows of `captions` in the place of features of captions.
     """
 
     def __init__(
-        self, drawn: FeatureBatches, captions: Sequence[str], tokenizer: CaptionTokenizer, augmentation: Augmentation
+        self,
+        drawn: FeatureBatches,
+        captions: Sequence[str],
+        tokenizer: CaptionTokenizer | None,
+        augmentation: Augmentation,
     ) -> None:
         self.drawn, self.captions = drawn, captions
         self.tokenizer, self.augmentation = tokenizer, augmentation
@@ -99,8 +104,11 @@ class TokenBatches:
                 generators = [row_generator(self.drawn.seed, epoch, int(row), 1) for row in batch["image_row"]]
                 probability = self.augmentation.word_dropout
                 texts = [drop_words(*pair) for pair in zip(texts, [probability] * len(texts), generators, strict=True)]
-            tokens = self.tokenizer.encode(texts)
-            yield {**batch, "ids": tokens.ids, "mask": tokens.mask}
+            if self.tokenizer is None:
+                yield {**batch, "texts": np.array([text.encode() for text in texts], object)}
+            else:
+                tokens = self.tokenizer.encode(texts)
+                yield {**batch, "ids": tokens.ids, "mask": tokens.mask}
 
 
 def check_variations(recipe: Recipe, image_is_cached: bool) -> None:

@@ -37,7 +37,7 @@ from dual_encoder.replicas import Replicas
 from dual_encoder.starting_bundle import begin_from
 from dual_encoder.towers import backbone_config
 from dual_encoder.trainer import Progress, Trainer
-from dual_encoder.training_batches import PixelBatches, TokenBatches, check_variations
+from dual_encoder.training_batches import CaptionBatches, PixelBatches, check_variations
 from dual_encoder.training_data import CaptionTable, captioned, image_groups
 
 PROTOTYPE_SAMPLE = 65_536  # images whose features tell mean and spread
@@ -85,10 +85,6 @@ class TrainingRun:
         self.validation = self._held_out(held_out)
         if recipe.choose_bridge:
             self._choose_bridge()
-        if self.tokenizer is None and "text_backbone" not in self.frozen:
-            raise TrainingError(
-                "a text backbone with a tokeniser, to train it", "one that takes strings", "freeze it, or use another"
-            )
         self.hubness: HubnessCorrection | None = None  # known once trained
         self.batches = self._pixel_batches() if self.trunk is None else self._feature_batches()
 
@@ -300,8 +296,7 @@ class TrainingRun:
         )
         if frozen_text:
             return drawn
-        assert self.tokenizer is not None
-        return TokenBatches(drawn, captions, self.tokenizer, recipe.augmentation)
+        return CaptionBatches(drawn, captions, self.tokenizer, recipe.augmentation)
 
     def _image_groups(self) -> list[int] | None:
         return image_groups(self.train) if self.recipe.group_positives else None
@@ -309,7 +304,6 @@ class TrainingRun:
     def _pixel_batches(self) -> Batches:
         recipe, config, frozen_text = self.recipe, self.recipe.trainer, "text_backbone" in self.frozen
         text = self._text_features(CaptionTable.of(self.train).captions) if frozen_text else self.tokenizer
-        assert text is not None
         return PixelBatches(
             self.train,
             recipe.model.image_backbone.preprocessing,

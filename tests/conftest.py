@@ -47,6 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["DUAL_ENCODER_CACHE"] = str(cache)
 
 
+@pytest.fixture
+def no_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing that downloads published models reaches anybody, and nothing is kept on this machine."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    for cache in ("TFHUB_CACHE_DIR", "KAGGLEHUB_CACHE"):
+        monkeypatch.setenv(cache, str(tmp_path / "kept"))
+    monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path / "kept"))
+
+
 @pytest.fixture(scope="session")
 def default_runtime() -> Runtime:
     """The untrained default model; the first test run of this code builds it in about half a minute."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from chain import ROOT, Chain, Served
 from parity_inputs import write_published
+from published_backbones import write_presets, write_saved_models
 
 from data.sources.openmoji import OpenMoji
 from serving.client import SearchClient
@@ -53,7 +54,12 @@ class Reader:
 
     def _write_own_data(self) -> None:
         """A folder of photos, a table of pairs and a downloaded model, as the documents presume."""
-        write_published("clip", self.directory / "downloads" / "clip-vit-base-patch32")
+        downloads = self.directory / "downloads"
+        write_published("clip", downloads / "clip-vit-base-patch32")
+        images = write_saved_models(self.directory / "hub") / "images"
+        images.rename(downloads / "mobilenet")
+        (write_presets(self.directory / "hub") / "bert").rename(downloads / "bert_small_en_uncased")
+        (self.directory / "my_backbones.py").write_text(blocks("docs/models.md", "python")[0])
         photos = self.directory / "my_photos"
         photos.mkdir()
         names = {"1F382": "cake", "1F34E": "apple", "1F697": "car"}
@@ -129,7 +135,7 @@ def takes_long(command: str) -> bool:
     return "-m benchmarks." in command and "--help" not in command
 
 
-LONGEST = ("README.md", "docs/training.md")  # each trains a model or more
+LONGEST = ("README.md", "docs/models.md", "docs/training.md")  # each trains a model or more
 
 
 def quick_or_slow(document: str) -> Any:

@@ -51,6 +51,18 @@ def test_weights_come_from_a_file_that_the_user_names(tmp_path):
     np.testing.assert_allclose(loaded(pixels), np.mean(network(pixels), axis=(1, 2)), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+def test_weights_that_cannot_be_had_are_refused_with_what_to_do(no_connection, tmp_path):
+    with pytest.raises(UserError, match=r"download https://\S+/xception_\S+_notop\.h5, .* at models/xception_\S+\.h5"):
+        KerasApplication("Xception", weights="imagenet", size=71).build()
+    with pytest.raises(UserError, match="a file of weights"):
+        KerasApplication("MobileNetV3Small", weights=str(tmp_path / "nothing.h5"), size=32).build()
+    other = tmp_path / "other.weights.h5"
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(other)
+    with pytest.raises(UserError, match="weights of MobileNetV3Small without its classifier"):
+        KerasApplication("MobileNetV3Small", weights=str(other), size=32).build()
+
+
 def test_every_listed_network_exists():
     assert all(hasattr(keras.applications, name) for names in NETWORKS.values() for name in names)
 

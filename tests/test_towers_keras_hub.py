@@ -1,9 +1,9 @@
 import dataclasses
 
-import keras
 import keras_hub
 import numpy as np
 import pytest
+from published_backbones import BERT, RESNET, write_presets
 from tower_contract import CAPTIONS, check_image_backbone, check_text_backbone
 
 from data.errors import UserError
@@ -11,35 +11,12 @@ from data.images import normalise
 from dual_encoder.towers import backbone_config, backbone_from_config
 from dual_encoder.towers.keras_hub import KerasHubImage, KerasHubText
 
-RESNET = {
-    "input_conv_filters": [64],
-    "input_conv_kernel_sizes": [3],
-    "stackwise_num_filters": [64, 16],
-    "stackwise_num_blocks": [1, 1],
-    "stackwise_num_strides": [1, 2],
-    "block_type": "basic_block",
-    "use_pre_activation": False,
-}
 VIT = {"image_shape": (32, 32, 3), "patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
-BERT = {"vocabulary_size": 60, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "bicycle", "two", "dogs", "play", "in", "the", "x"]
 
 
 @pytest.fixture(scope="module")
 def presets(tmp_path_factory):
-    """Presets as KerasHub writes them, in local directories."""
-    root = tmp_path_factory.mktemp("presets")
-    keras.utils.set_random_seed(1)
-    keras_hub.models.ResNetBackbone(**RESNET).save_to_preset(str(root / "resnet"))
-    converter = keras_hub.layers.ResNetImageConverter(image_size=(32, 32), scale=1 / 127.5, offset=-1.0)
-    converter.save_to_preset(str(root / "resnet"))
-    keras_hub.models.BertBackbone(**BERT).save_to_preset(str(root / "bert"))
-    keras_hub.models.BertTokenizer(vocabulary=WORDS, lowercase=True).save_to_preset(str(root / "bert"))
-    letters = ["<s>", "<pad>", "</s>", "<mask>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "re"]
-    tokenizer = keras_hub.models.RobertaTokenizer({token: row for row, token in enumerate(letters)}, merges=["r e"])
-    keras_hub.models.RobertaBackbone(**BERT).save_to_preset(str(root / "roberta"))
-    tokenizer.save_to_preset(str(root / "roberta"))
-    return root
+    return write_presets(tmp_path_factory.mktemp("presets"))
 
 
 @pytest.mark.parametrize("trainable", [True, False])
@@ -74,6 +51,8 @@ def test_a_text_preset_brings_weights_and_vocabulary(presets):
     sequence = np.asarray(network(inputs)["sequence_output"])
     weights = tokens.mask[..., None]
     np.testing.assert_allclose(features, (sequence * weights).sum(1) / weights.sum(1), atol=1e-5)
+    pooled = check_text_backbone(dataclasses.replace(backbone, pooled=True))
+    np.testing.assert_allclose(pooled, network(inputs)["pooled_output"], atol=1e-5)
 
 
 def test_a_preset_with_another_tokeniser_takes_strings(presets):
@@ -93,10 +72,22 @@ def test_a_stored_backbone_is_rebuilt_without_its_preset(presets):
         assert [weight.shape for weight in rebuilt.weights] == [weight.shape for weight in backbone.build().weights]
 
 
-def test_wrong_names_are_refused(tmp_path):
+def test_without_a_connection_it_says_what_to_put_where(no_connection):
+    advice = r"small_en_uncased \(.*kagglehub\.model_download\('keras/bert/keras/bert_small_en_uncased/\d+'\)"
+    text, images = KerasHubText(preset="bert_small_en_uncased"), KerasHubImage(preset="resnet_18_imagenet")
+    for attempt in (text.build, lambda: text.tokenizer(list)):
+        with pytest.raises(UserError, match=advice):
+            attempt()
+    with pytest.raises(UserError, match=r"model_download\('keras/resnetv1/"):
+        _ = images.preprocessing  # and not another preprocessing
+
+
+def test_wrong_names_are_refused(presets, tmp_path):
     with pytest.raises(UserError, match="a preset, or a class_name"):
         KerasHubImage()
     with pytest.raises(UserError, match="name of a KerasHub backbone"):
         KerasHubImage(class_name="NoSuchBackbone").build()
     with pytest.raises(UserError, match="preset or its directory"):
         KerasHubText(preset=str(tmp_path / "nothing")).build()
+    with pytest.raises(UserError, match="a pooled_output of 2 axes"):
+        KerasHubText(preset=str(presets / "roberta"), in_graph_tokenizer=True, pooled=True).build()

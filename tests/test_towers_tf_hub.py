@@ -1,94 +1,20 @@
 import dataclasses
-import hashlib
+import re
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_text as tf_text
+from published_backbones import place_for_kagglehub, place_for_tensorflow_hub, write_saved_models
 from tower_contract import CAPTIONS, check_image_backbone, check_text_backbone
 
 from data.errors import UserError
 from dual_encoder.towers.tf_hub import TfHubImage, TfHubText
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "bicycle", "two", "dogs", "play", "in", "the", "snow", "x"]
-
-
-class Images(tf.Module):
-    """A trainable convolution and a moving statistic; like Hub models, called with and without `training`."""
-
-    def __init__(self):
-        super().__init__()
-        self.kernel = tf.Variable(tf.random.stateless_normal((3, 3, 3, 6), (1, 2)), name="conv/kernel")
-        self.mean = tf.Variable(tf.zeros(6), trainable=False, name="bn/mean")
-
-    @tf.function(
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32), tf.TensorSpec((), tf.bool, "training")]
-    )
-    def _run(self, pixels, training):
-        maps = tf.nn.conv2d(pixels, self.kernel, 2, "SAME")
-        if training:
-            self.mean.assign_add(tf.reduce_mean(maps, (0, 1, 2)))
-        return tf.nn.relu(maps - self.mean)
-
-    @tf.function
-    def __call__(self, pixels, training=False):
-        return self._run(pixels, training)
-
-
-class Tokens(tf.Module):
-    """A BERT-like preprocessor: strings to padded word ids."""
-
-    def __init__(self):
-        super().__init__()
-        self.tokenizer = tf_text.BertTokenizer(
-            tf.lookup.StaticVocabularyTable(
-                tf.lookup.KeyValueTensorInitializer(WORDS, tf.range(len(WORDS), dtype=tf.int64)), 1
-            ),
-            lower_case=True,
-        )
-
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
-    def __call__(self, texts):
-        ids = self.tokenizer.tokenize(texts).merge_dims(-2, -1).to_tensor(shape=(None, 8))
-        return {"input_word_ids": tf.cast(ids, tf.int32), "input_mask": tf.cast(ids > 0, tf.int32)}
-
-
-class Encoder(tf.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = tf.Variable(tf.random.stateless_normal((len(WORDS) + 1, 5), (3, 4)), name="table")
-
-    @tf.function(
-        input_signature=[{name: tf.TensorSpec((None, 8), tf.int32) for name in ("input_word_ids", "input_mask")}]
-    )
-    def __call__(self, tokens):
-        sequence = tf.gather(self.table, tokens["input_word_ids"])
-        return {"sequence_output": sequence, "pooled_output": tf.reduce_mean(sequence, 1)}
-
-
-class Sentences(tf.Module):
-    """Takes strings itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.tokens, self.encoder = Tokens(), Encoder()
-
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
-    def __call__(self, texts):
-        return self.encoder(self.tokens(texts))["pooled_output"]
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    root = tmp_path_factory.mktemp("saved")
-    images = Images()
-    for training in (False, True):
-        images.__call__.get_concrete_function(tf.TensorSpec((None, 16, 16, 3), tf.float32), training=training)
-    modules = {"images": images, "tokens": Tokens(), "encoder": Encoder(), "sentences": Sentences()}
-    for name, module in modules.items():
-        tf.saved_model.save(module, str(root / name))
-    return root
+    return write_saved_models(tmp_path_factory.mktemp("saved"))
 
 
 def image_backbone(saved, **settings):
@@ -143,13 +69,38 @@ def test_weights_of_a_bundle_replace_the_saved_ones(saved):
     assert not np.asarray(model(np.ones((1, 16, 16, 3), np.float32))).any()
 
 
-def test_a_web_address_is_served_from_tensorflow_hub_s_cache(saved, tmp_path, monkeypatch):
-    address = "https://tfhub.dev/example/images/1"
+def test_models_that_are_kept_on_this_machine_are_found_by_their_handles(saved, tmp_path, monkeypatch):
+    address, name = "https://tfhub.dev/example/images/1", "example/images/tensorFlow2/small/1"
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
-    shutil.copytree(saved / "images", tmp_path / hashlib.sha1(address.encode()).hexdigest())
-    model = TfHubImage(address, size=16).build()
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
     pixels = np.ones((1, 16, 16, 3), np.float32)
-    np.testing.assert_allclose(model(pixels), image_backbone(saved).build()(pixels))
+    expected = image_backbone(saved).build()(pixels)
+    places = {
+        address: place_for_tensorflow_hub(tmp_path, address),
+        f"kaggle://{name}": place_for_kagglehub(tmp_path, name),
+    }
+    for handle, place in places.items():
+        shutil.copytree(saved / "images", place)
+        np.testing.assert_allclose(TfHubImage(handle, size=16).build()(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("handle", "advice"),
+    [
+        (
+            "https://tfhub.dev/tensorflow/small_bert/bert_en_uncased_L-4_H-512_A-8/1",
+            r"A-8/1\?tf-hub-format=compressed .*TFHUB_CACHE_DIR/[0-9a-f]{40}$",
+        ),
+        (
+            "kaggle://google/nnlm/tensorFlow2/en-dim50/1",
+            r"kagglehub\.model_download\('google/nnlm/tensorFlow2/en-dim50/1'\)",
+        ),
+        ("kaggle://google/nnlm", "Invalid model handle"),
+    ],
+)
+def test_without_a_connection_it_says_what_to_put_where(no_connection, handle, advice):
+    with pytest.raises(UserError, match=f"the SavedModel {re.escape(handle)}.*{advice}"):
+        TfHubText(handle).build()
 
 
 def test_a_model_that_only_has_a_signature_is_used_by_it(tmp_path):

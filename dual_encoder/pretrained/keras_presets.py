@@ -20,6 +20,7 @@ from dual_encoder.model import DualEncoder, DualEncoderConfig
 from dual_encoder.pretrained.published_model import check_end, check_tokenizer
 from dual_encoder.projection_head import IdentityHead, LinearHead
 from dual_encoder.towers.clip import ClipImage, ClipText
+from dual_encoder.towers.keras_hub import how_to_get
 from dual_encoder.towers.siglip import SiglipImage, SiglipText
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_approximate": "gelu_tanh"}
@@ -89,7 +90,7 @@ def read_preset(source: str) -> PresetModel:
         raise PretrainedError(
             "a KerasHub preset of CLIP or SigLIP with its tokeniser and image converter",
             f"{source} ({str(error)[:200]})",
-            "correct the name, or check the connection",
+            how_to_get(source),
         ) from None
     is_clip = isinstance(network, keras_hub.models.CLIPBackbone)
     if not is_clip and not isinstance(network, keras_hub.models.SigLIPBackbone):

@@ -39,9 +39,7 @@ FAMILIES = {
     "vision_transformer": "dual_encoder.towers.vision_transformer:VisionTransformer",
 }
 
-# Fields of a backbone that may name a local SavedModel directory, and what a bundle that brings it along says instead.
-ASSET_FIELDS = ("handle", "preprocessor")
-BUNDLED = "bundled"
+BUNDLED = "bundled"  # what a bundle's config says in the place of a directory that it brings along
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,16 @@ class Classifier(Protocol):
         """Kernel `(F, C)` and bias `(C,)`, float32: features @ kernel + bias are the logits of ImageNet's classes."""
 
 
+class Bundled(Protocol):
+    """What a backbone offers that cannot be built of settings and weights alone, so that a bundle can be moved."""
+
+    def write_assets(self, directory: Path) -> list[str]:
+        """Copy what building needs into `directory`, a sub-directory for each setting that names it.
+
+        Returns those settings.
+        """
+
+
 class Layered(Protocol):
     """What a backbone may offer so that its top can train alone: its layers in groups. Without it, it is one group."""
 
@@ -140,7 +148,6 @@ def backbone_from_config(config: dict[str, Any], assets: Path | None = None) -> 
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(settings) - known):
         raise BundleError(f"settings of {family}: {', '.join(sorted(known))}", ", ".join(unknown), "correct the config")
-    for name in ASSET_FIELDS:
-        if settings.get(name) == BUNDLED and assets is not None:
-            settings[name] = str(assets / name)
+    if assets is not None:
+        settings |= {name: str(assets / name) for name, value in settings.items() if value == BUNDLED}
     return cls(**settings)

@@ -5,7 +5,9 @@ Nothing is downloaded unless `weights="imagenet"` asks for it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from data.errors import UserError
@@ -45,8 +47,9 @@ _SCALING_OF = {name: scaling for scaling, names in NETWORKS.items() for name in 
 class KerasApplication:
     """Normalised pixels `(B, size, size, 3)` to the network's last feature map averaged, `(B, F)` float32.
 
-    `weights` is None (random), "imagenet" (Keras downloads them) or the path of a `.weights.h5` file of this network
-    without its classifier. Example: `KerasApplication("ResNet50", weights="imagenet")`.
+    `weights` is None (random), "imagenet" (Keras downloads them once, to `models/` under `$KERAS_HOME`) or
+    the path of a `.weights.h5` or `.h5` file of this network without its classifier.
+    Example: `KerasApplication("ResNet50", weights="imagenet")`.
     """
 
     family: ClassVar[str] = "keras_applications"
@@ -71,13 +74,35 @@ class KerasApplication:
         """The network without its classifier."""
         import keras
 
-        weights = self.weights if load_weights else None
-        network = getattr(keras.applications, self.name)(
-            include_top=False, weights=weights, input_shape=(self.size, self.size, 3)
-        )
+        network = self._network(self.weights if load_weights else None)
         pixels = keras.Input((self.size, self.size, 3), name="pixels")
         ordered = keras.ops.flip(pixels, axis=-1) if _SCALING_OF[self.name] == "caffe" else pixels
         maps = apply_network(network, ordered, self.trainable)
         model = keras.Model(pixels, mean_over_positions(maps), name=network.name)
         model.trainable = self.trainable
         return model
+
+    def _network(self, weights: str | None) -> keras.Model:
+        import keras
+
+        if weights not in (None, "imagenet") and not Path(str(weights)).is_file():
+            raise UserError('a file of weights, or "imagenet"', str(weights), "correct the path")
+        try:
+            return getattr(keras.applications, self.name)(
+                include_top=False, weights=weights, input_shape=(self.size, self.size, 3)
+            )
+        except Exception as error:  # Keras and h5py raise whatever they like
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"weights of {self.name} without its classifier", f"{weights} ({reason[:200]})", _how_to_get(reason)
+            ) from None
+
+
+def _how_to_get(reason: str) -> str:
+    """What to do where Keras could not fetch or read weights, by what it says."""
+    if (address := re.search(r"URL fetch failure on (https://\S+/(\S+)):", reason)) is None:
+        return "correct the path, or use another network or size"
+    return (
+        f"on a machine with a connection download {address[1]}, and give its path here as weights, or put it at "
+        f"models/{address[2]} under $KERAS_HOME (default ~/.keras)"
+    )

@@ -2,22 +2,26 @@
 
 Nothing is downloaded unless `preset` names something remote (a KerasHub preset, `kaggle://…`, `hf://…`); a preset may
 also be a local directory. With a preset alone its files are needed whenever the model is built; `resolved` writes the
-preset's class and settings into the backbone, which is what a bundle stores.
+preset's class and settings into the backbone, which is what a bundle stores, with a tokeniser that is in the graph.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from data.errors import UserError
 from data.images import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocessing
 from data.text import CaptionTokenizer
 from dual_encoder.towers.frozen import apply_network
+from dual_encoder.towers.kaggle import KAGGLE, how_to_get_from_kaggle
 from dual_encoder.towers.pooling import mean_over_mask, mean_over_positions
 
 if TYPE_CHECKING:
@@ -84,8 +88,8 @@ class KerasHubText:
     """`{"ids", "mask"}` `(B, L)` int32 to the token outputs averaged over the mask, `(B, F)` float32.
 
     The tokeniser is the preset's WordPiece vocabulary, or without a preset one learned from the training captions. A
-    preset with another kind of tokeniser needs `in_graph_tokenizer=True`: the model then takes strings `(B,)`, and a
-    bundle needs the preset to be opened. Example: `KerasHubText(preset="bert_tiny_en_uncased")`.
+    preset with another kind of tokeniser needs `in_graph_tokenizer=True`: the model then takes strings `(B,)`. With
+    `pooled` the features are BERT's `pooled_output` instead. Example: `KerasHubText(preset="bert_tiny_en_uncased")`.
     """
 
     family: ClassVar[str] = "keras_hub_text"
@@ -95,6 +99,7 @@ class KerasHubText:
     settings: dict[str, Any] = field(default_factory=dict)
     max_tokens: int = 64
     in_graph_tokenizer: bool = False
+    pooled: bool = False
     trainable: bool = False
 
     def __post_init__(self) -> None:
@@ -140,14 +145,26 @@ class KerasHubText:
         known = {"token_ids": ids, "padding_mask": mask, "segment_ids": keras.ops.zeros_like(ids)}
         if not isinstance(backbone.input, dict) or not set(backbone.input) <= set(known):
             raise _refusal(backbone, f"inputs among {', '.join(known)}", str(backbone.input))
-        sequence = apply_network(backbone, {name: known[name] for name in backbone.input}, self.trainable)
-        if isinstance(sequence, dict):
-            sequence = sequence.get("sequence_output")
-        if sequence is None or len(sequence.shape) != 3:
-            raise _refusal(backbone, "one output a token", str(backbone.output))
-        model = keras.Model(inputs, mean_over_mask(sequence, mask), name="keras_hub_text")
+        outputs = apply_network(backbone, {name: known[name] for name in backbone.input}, self.trainable)
+        outputs = outputs if isinstance(outputs, dict) else {"sequence_output": outputs}
+        wanted, axes = ("pooled_output", 2) if self.pooled else ("sequence_output", 3)
+        features = outputs.get(wanted)
+        if features is None or len(features.shape) != axes:
+            raise _refusal(backbone, f"a {wanted} of {axes} axes", str(backbone.output))
+        features = keras.ops.cast(features, "float32") if self.pooled else mean_over_mask(features, mask)
+        model = keras.Model(inputs, features, name="keras_hub_text")
         model.trainable = self.trainable
         return model
+
+    def write_assets(self, directory: Path) -> list[str]:
+        """See `Bundled`."""
+        if not self.in_graph_tokenizer:
+            return []
+        from keras_hub.src.utils.preset_utils import CONFIG_FILE, get_file
+
+        _preset_tokenizer(self.preset).save_to_preset(str(directory / "preset"))
+        shutil.copyfile(get_file(self.preset, CONFIG_FILE), directory / "preset" / CONFIG_FILE)  # tells the format
+        return ["preset"]
 
 
 def _normalise(backbone: KerasHubImage | KerasHubText) -> None:
@@ -180,10 +197,26 @@ def _backbone(backbone: KerasHubImage | KerasHubText, load_weights: bool) -> ker
 def _from_preset(preset: str, load_weights: bool) -> keras.Model:
     import keras_hub
 
-    try:
+    with _telling_how_to_get(preset):
         return keras_hub.models.Backbone.from_preset(preset, load_weights=load_weights)
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError("a KerasHub preset or its directory", f"{preset} ({error})", "correct the name") from None
+
+
+@contextlib.contextmanager
+def _telling_how_to_get(preset: str) -> Iterator[None]:
+    """Turn what KerasHub, and what downloads for it, raise into a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError("a KerasHub preset or its directory", f"{preset} ({reason})", how_to_get(preset)) from None
+
+
+def how_to_get(preset: str) -> str:
+    """What to do where a preset cannot be reached."""
+    from keras_hub.src.utils.preset_utils import BUILTIN_PRESETS
+
+    handle = BUILTIN_PRESETS[preset]["kaggle_handle"] if preset in BUILTIN_PRESETS else preset
+    return how_to_get_from_kaggle(handle) if handle.startswith(KAGGLE) else "correct the name, or check the connection"
 
 
 @functools.cache
@@ -192,10 +225,11 @@ def _scaling(preset: str) -> tuple[tuple[float, float, float], tuple[float, floa
     import keras_hub
     import numpy as np
 
-    try:
-        converter = keras_hub.layers.ImageConverter.from_preset(preset)
-    except (ValueError, FileNotFoundError):
-        return IMAGENET_MEAN, IMAGENET_STD
+    with _telling_how_to_get(preset):
+        try:
+            converter = keras_hub.layers.ImageConverter.from_preset(preset)
+        except (ValueError, FileNotFoundError):  # a preset without one
+            return IMAGENET_MEAN, IMAGENET_STD
     scale = np.broadcast_to(1.0 if converter.scale is None else converter.scale, (3,))
     offset = np.broadcast_to(0.0 if converter.offset is None else converter.offset, (3,))
     std = 1.0 / (255.0 * scale)
@@ -206,7 +240,8 @@ def _scaling(preset: str) -> tuple[tuple[float, float, float], tuple[float, floa
 def _preset_tokenizer(preset: str | None) -> Any:
     import keras_hub
 
-    return keras_hub.models.Tokenizer.from_preset(preset)
+    with _telling_how_to_get(str(preset)):
+        return keras_hub.models.Tokenizer.from_preset(preset)
 
 
 def _refusal(backbone: Any, expected: str, received: str) -> UserError:

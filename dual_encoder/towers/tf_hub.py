@@ -1,12 +1,17 @@
 """Any TensorFlow Hub model or local SavedModel as an image or text backbone; knows no architecture.
 
-A SavedModel is a program: name only those you trust. Nothing is downloaded unless a handle is a web address, which
-`tensorflow_hub` then fetches once and caches under `TFHUB_CACHE_DIR`.
+A SavedModel is a program: name only those you trust. A handle is a directory, a web address (`https://tfhub.dev/…`,
+`https://www.kaggle.com/models/…`), which `tensorflow_hub` keeps under `TFHUB_CACHE_DIR`, or
+`kaggle://owner/model/tensorFlow2/variation/version`, which `kagglehub` keeps under `KAGGLEHUB_CACHE`. What is not kept
+there is downloaded. A bundle takes the SavedModel along.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import shutil
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from data.errors import UserError
 from data.images import ImagePreprocessing
+from dual_encoder.towers.kaggle import KAGGLE, how_to_get_from_kaggle, kaggle_directory
 
 if TYPE_CHECKING:
     import keras
@@ -26,7 +32,7 @@ OUTPUTS = ("pooled_output", "default", "output_0")
 class TfHubImage:
     """An image model in TensorFlow Hub's convention: pixels `(B, size, size, 3)` to features `(B, F)` float32.
 
-    `handle` is a directory or a web address; `mean` and `std` are the model's scaling (0 and 1: RGB in [0, 1], the
+    `handle` is as the module says; `mean` and `std` are the model's scaling (0 and 1: RGB in [0, 1], the
     convention). `output` picks an entry where the model gives several; a feature map is averaged over its positions.
     Example: `TfHubImage("models/mobilenet", size=224, trainable=True)`.
     """
@@ -55,9 +61,13 @@ class TfHubImage:
         """The SavedModel inside a Keras model; it brings its weights in either case."""
         import tensorflow as tf
 
-        model = load_saved_model(self.handle)
+        models = [load_saved_model(self.handle)]
         spec = tf.TensorSpec((None, self.size, self.size, 3), tf.float32, name="pixels")
-        return _keras_model(spec, model, self.output, self.trainable, "tf_hub_image")
+        return _keras_model(spec, models, self.output, self.trainable, "tf_hub_image")
+
+    def write_assets(self, directory: Path) -> list[str]:
+        """See `Bundled`."""
+        return _copy_saved_models(directory, handle=self.handle)
 
 
 @dataclass(frozen=True)
@@ -83,31 +93,64 @@ class TfHubText:
         import tensorflow as tf
         import tensorflow_text  # noqa: F401  registers the operations that text models are made of
 
-        encoder = load_saved_model(self.handle)
+        models = [load_saved_model(handle) for handle in (self.preprocessor, self.handle) if handle]
         spec = tf.TensorSpec((None,), tf.string, name="texts")
-        if self.preprocessor is None:
-            return _keras_model(spec, encoder, self.output, self.trainable, "tf_hub_text")
-        preprocessor = load_saved_model(self.preprocessor)
+        return _keras_model(spec, models, self.output, self.trainable, "tf_hub_text")
 
-        def compute(texts: Any, training: bool = False) -> Any:
-            return _run(encoder, _run(preprocessor, texts, False), training)
-
-        return _keras_model(spec, compute, self.output, self.trainable, "tf_hub_text")
+    def write_assets(self, directory: Path) -> list[str]:
+        """See `Bundled`."""
+        return _copy_saved_models(directory, handle=self.handle, preprocessor=self.preprocessor)
 
 
 def load_saved_model(handle: str) -> Any:
-    """The loaded SavedModel of a directory or a web address."""
+    """The loaded SavedModel of a handle."""
     import tensorflow as tf
 
+    return tf.saved_model.load(str(local_directory(handle)))
+
+
+def local_directory(handle: str) -> Path:
+    """Where a handle's SavedModel is on this machine, downloaded if it has to be; `UserError` if it cannot be had."""
+    directory = Path(handle)
     if "://" in handle:
+        fetch = kaggle_directory if handle.startswith(KAGGLE) else _from_tensorflow_hub
+        try:
+            directory = fetch(handle)
+        except Exception as error:  # both libraries, and what downloads for them, raise whatever they like
+            raise UserError(f"the SavedModel {handle}", str(error)[:200], _how_to_get(handle)) from None
+    if not (directory / "saved_model.pb").is_file():
+        raise UserError(
+            f"a directory with saved_model.pb, a web address or {KAGGLE}owner/model/tensorFlow2/variation/version",
+            handle,
+            "download the model first, or correct the path",
+        )
+    return directory
+
+
+def _from_tensorflow_hub(handle: str) -> Path:
+    with warnings.catch_warnings(action="ignore"):  # it imports pkg_resources, which complains
         import tensorflow_hub
 
-        return tensorflow_hub.load(handle)
-    if not (Path(handle) / "saved_model.pb").is_file():
-        raise UserError(
-            "a directory with saved_model.pb, or a web address", handle, "download the model first, or correct the path"
-        )
-    return tf.saved_model.load(handle)
+    return Path(tensorflow_hub.resolve(handle))
+
+
+def _how_to_get(handle: str) -> str:
+    """What to do on a machine without a connection."""
+    if handle.startswith(KAGGLE):
+        return how_to_get_from_kaggle(handle)
+    name = hashlib.sha1(handle.encode()).hexdigest()  # noqa: S324  tensorflow_hub calls it so
+    return (
+        f"on a machine with a connection download {handle}?tf-hub-format=compressed (a .tar.gz), unpack it on this "
+        f"machine, and put the directory's path in the place of the handle, or the directory at $TFHUB_CACHE_DIR/{name}"
+    )
+
+
+def _copy_saved_models(directory: Path, **handles: str | None) -> list[str]:
+    """Copy each handle's SavedModel to the sub-directory of `directory` that its setting is called; the settings."""
+    given = {name: handle for name, handle in handles.items() if handle}
+    for name, handle in given.items():
+        shutil.copytree(local_directory(handle), directory / name)
+    return list(given)
 
 
 def _run(model: Any, inputs: Any, training: bool) -> Any:
@@ -153,10 +196,10 @@ def _one_vector(outputs: Any, wanted: str | None) -> Any:
     return tf.cast(outputs, tf.float32)
 
 
-def _keras_model(spec: Any, model: Any, output: str | None, trainable: bool, name: str) -> keras.Model:
+def _keras_model(spec: Any, models: list[Any], output: str | None, trainable: bool, name: str) -> keras.Model:
     import keras
 
-    layer = _layer_class()(spec, model, output, name="saved_model")
+    layer = _layer_class()(spec, models, output, name="saved_model")
     inputs = keras.Input(spec.shape[1:], dtype=spec.dtype.name, name=spec.name)
     result = keras.Model(inputs, layer(inputs), name=name)
     result.trainable = trainable
@@ -170,12 +213,23 @@ def _layer_class() -> type:
     import tensorflow as tf
 
     class SavedModelLayer(keras.layers.Layer):
-        """Runs a loaded SavedModel and owns the variables it uses, as Keras variables that share their memory."""
+        """Runs a loaded SavedModel, behind others that prepare its input, and owns the variables they use.
 
-        def __init__(self, spec: Any, model: Any, output: str | None, name: str) -> None:
+        They are Keras variables that share the SavedModels' memory.
+        """
+
+        def __init__(self, spec: Any, models: list[Any], output: str | None, name: str) -> None:
             super().__init__(dtype="float32", autocast=False, name=name)
             self.run_as_inference = False  # set where batch normalisation must stand still while the rest trains
-            self._compute = lambda inputs, training: _one_vector(_run(model, inputs, training), output)
+            for number, model in enumerate(models):  # an export looks for variables and tables in attributes
+                setattr(self, f"saved_model_{number}", model)
+
+            def compute(inputs: Any, training: bool) -> Any:
+                for preparing in models[:-1]:
+                    inputs = _run(preparing, inputs, False)
+                return _one_vector(_run(models[-1], inputs, training), output)
+
+            self._compute = compute
             # The training call comes second: it may use more variables (moving averages) or give another graph.
             traces = [self._trace(spec, training) for training in (False, True)]
             self._feature_dim = traces[0].structured_outputs.shape[1]
