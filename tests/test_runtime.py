@@ -211,7 +211,7 @@ def test_a_cached_default_model_embeds_without_tensorflow(default_runtime: Runti
     np.testing.assert_allclose(image, default_runtime.embed_images(IMAGES[:1])[0], atol=1e-5)
 
 
-def test_a_bundle_without_onnx_graphs_runs_in_keras_unless_they_are_demanded(tmp_path: Path) -> None:
+def test_a_tower_without_an_onnx_graph_runs_in_keras_unless_one_is_demanded(tmp_path: Path) -> None:
     from dual_encoder.model import DualEncoder
 
     model = DualEncoder(CONFIG)
@@ -222,7 +222,7 @@ def test_a_bundle_without_onnx_graphs_runs_in_keras_unless_they_are_demanded(tmp
     manifest["digest"] = digest_json({key: value for key, value in manifest.items() if key != "digest"})
     (tmp_path / "m" / "bundle.json").write_text(json.dumps(manifest))
     slow = Runtime.load(tmp_path / "m")
-    assert (slow.image_engine.name, slow.text_engine.name) == ("keras", "keras")
+    assert (slow.image_engine.name, slow.text_engine.name) == ("onnxruntime", "keras")
     assert slow.fingerprint == fast.fingerprint
     np.testing.assert_allclose(slow.embed_texts(CAPTIONS), fast.embed_texts(CAPTIONS), atol=1e-4)
     with pytest.raises(BundleError, match="a bundle with ONNX graphs"):
