@@ -13,6 +13,9 @@ from serving.row_subset import RowSubset
 # Rows compared at once; with 384 dimensions a block is 25 MB, so memory stays bounded however large the index is.
 BLOCK_ROWS = 16_384
 
+# Rows converted at once, few enough to stay in a core's cache.
+CONVERTED_ROWS = 512
+
 # A float32 matrix product of unit vectors is off by less than this; candidates so close to the k-th are all re-scored.
 ROUNDING = 4e-6
 
@@ -57,7 +60,7 @@ class ExactIndex:
         worst = np.full(len(queries), -np.inf)  # a lower bound of each query's k-th best score so far
         for start in range(0, count, BLOCK_ROWS):
             chosen = slice(start, start + BLOCK_ROWS) if rows is None else rows[start : start + BLOCK_ROWS]
-            block = np.asarray(self.vectors[chosen], np.float32)
+            block = as_float32(self.vectors[chosen])
             similarity = queries @ block.T  # (Q, D) * (B, D) -> (Q, B)
             if similarity.shape[1] >= k:
                 worst = np.maximum(worst, np.partition(similarity, -k, axis=1)[:, -k])
@@ -92,11 +95,30 @@ def best_of(
     for position, (query, found) in enumerate(zip(queries, candidates, strict=True)):
         exact = np.empty(len(found), np.float32)
         for start in range(0, len(found), BLOCK_ROWS):
-            block = np.asarray(vectors[found[start : start + BLOCK_ROWS]], np.float64)
+            block = as_float32(vectors[found[start : start + BLOCK_ROWS]]).astype(np.float64)
             exact[start : start + BLOCK_ROWS] = np.einsum("bd,d->b", block, query.astype(np.float64))
         best = np.lexsort((found, -exact))[:k]
         scores[position], rows[position] = exact[best], found[best]
     return scores, rows
+
+
+def as_float32(vectors: np.ndarray) -> np.ndarray:
+    """`vectors` (B, D) of finite numbers as float32; from float16 four to five times as fast as NumPy converts.
+
+    The bits of a float16 stand where a float32 has them, the exponent's bias 112 lower, which a multiplication by
+    2**112 makes good for subnormal numbers too.
+    """
+    if vectors.dtype != np.float16:
+        return np.asarray(vectors, np.float32)
+    converted = np.empty(vectors.shape, np.float32)
+    for start in range(0, len(vectors), CONVERTED_ROWS):
+        part = converted[start : start + CONVERTED_ROWS]
+        bits = part.view(np.int32)
+        bits[...] = vectors[start : start + CONVERTED_ROWS].view(np.int16)  # spreads the sign to the left
+        bits <<= 13
+        bits &= np.int32(-0x70002000)  # the sign, five bits of exponent and ten of fraction: 0x8fffe000
+        part *= np.float32(2.0**112)
+    return converted
 
 
 def check_vectors(vectors: np.ndarray) -> None:
