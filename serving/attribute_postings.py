@@ -9,12 +9,12 @@ about exactness (whole numbers beyond 2**53 against fractions, text by code poin
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,18 @@ TEXT, INTEGER, REAL, TRUTH, MOMENT, LIST, ITEM = "text", "integer", "real", "tru
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
+# Up to so many values are looked up one by one.
+FEW = 8
+
+
+@runtime_checkable
+class Lookup(Protocol):
+    """Values that find many of theirs at once."""
+
+    def places(self, wanted: set[Any]) -> Iterable[int]:
+        """Where the values `wanted` stand."""
+
+
 @dataclass(frozen=True)
 class Postings:
     """The rows of a block that hold each value: `rows[ends[i]:ends[i + 1]]` hold `values[i]`.
@@ -43,20 +55,27 @@ class Postings:
     ends: np.ndarray
     rows: np.ndarray
 
-    def related(self, relation: str, value: Any) -> np.ndarray:
-        """The rows whose value stands in `relation` to `value`."""
+    def related(self, relation: str, value: Any) -> slice:
+        """The run of `rows` whose value stands in `relation` to `value`."""
         low = 0 if relation[0] == "<" else (bisect_right if relation == ">" else bisect_left)(self.values, value)
         high = len(self.values)
         if relation[0] != ">":
             high = (bisect_left if relation == "<" else bisect_right)(self.values, value)
-        return self.rows[self.ends[low] : self.ends[high]]
+        return slice(int(self.ends[low]), int(self.ends[high]))
 
-    def among(self, wanted: set[Any]) -> Iterable[np.ndarray]:
-        """The rows of each of the values `wanted`."""
+    def among(self, wanted: set[Any]) -> np.ndarray:
+        """The rows whose value is one of `wanted`."""
+        chosen = [self.rows[self.ends[place] : self.ends[place + 1]] for place in self._places(wanted)]
+        return np.concatenate(chosen) if chosen else self.rows[:0]
+
+    def _places(self, wanted: set[Any]) -> Iterable[int]:
+        """Where the values `wanted` stand."""
+        if len(wanted) > FEW and isinstance(self.values, Lookup):
+            return self.values.places(wanted)
         if len(self.values) < 16 * len(wanted):  # to look at every value is faster
-            places = (place for place, value in enumerate(self.values) if value in wanted)
-            return [self.rows[self.ends[place] : self.ends[place + 1]] for place in places]
-        return [self.related("=", value) for value in wanted]
+            return [place for place, value in enumerate(self.values) if value in wanted]
+        places = [(bisect_left(self.values, value), value) for value in wanted]
+        return [place for place, value in places if place < len(self.values) and self.values[place] == value]
 
 
 class BlockBuilder:
@@ -64,7 +83,9 @@ class BlockBuilder:
 
     def __init__(self) -> None:
         self.count = 0
-        self._columns: dict[tuple[str, str], dict[Any, list[int]]] = {}
+        self._columns: defaultdict[tuple[str, str], defaultdict[Any, list[int]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
 
     def add(self, attributes: Mapping[str, AttributeValue]) -> None:
         """The next row; `ValueError` for a value that no index can keep, such as NaN."""
@@ -72,11 +93,12 @@ class BlockBuilder:
             if not is_attribute(value):
                 raise ValueError(f"expected an attribute that an index can keep; received {name} = {value!r}")
             if isinstance(value, list | tuple):
-                self._put(name, LIST, 1)
+                self._columns[name, LIST][1].append(self.count)
                 for item in set(value):
-                    self._put(name, ITEM, item)
+                    self._columns[name, ITEM][item].append(self.count)
             else:
-                self._put(name, *_stored(value))
+                kind, stored = _stored(value)
+                self._columns[name, kind][stored].append(self.count)
         self.count += 1
 
     def finish(self) -> dict[tuple[str, str], Postings]:
@@ -90,9 +112,6 @@ class BlockBuilder:
             rows = np.fromiter(chain.from_iterable(by_value[value] for value in values), np.uint16, ends[-1])
             finished[column] = Postings(values, ends, rows)
         return finished
-
-    def _put(self, name: str, kind: str, value: Any) -> None:
-        self._columns.setdefault((name, kind), {}).setdefault(value, []).append(self.count)
 
 
 class PostingBlocks:
@@ -130,33 +149,45 @@ class PostingBlocks:
         mask = np.zeros(count, bool)
         match where:
             case Compare(attribute, relation, value):
+                stored = _stored(value)[1]
                 for kind in _kinds(value):
-                    self._mark(mask, attribute, kind, lambda held: [held.related(relation, _stored(value)[1])])
+                    for block, held in self._blocks(mask, attribute, kind):
+                        _mark_run(block, held.rows, held.related(relation, stored))
             case In(attribute, values):
-                wanted: dict[str, set[Any]] = {}
+                wanted: defaultdict[str, set[Any]] = defaultdict(set)
                 for value in values:
                     for kind in _kinds(value):
-                        wanted.setdefault(kind, set()).add(_stored(value)[1])
+                        wanted[kind].add(_stored(value)[1])
                 for kind, asked in wanted.items():
-                    self._mark(mask, attribute, kind, partial(Postings.among, wanted=asked))
+                    for block, held in self._blocks(mask, attribute, kind):
+                        block[held.among(asked)] = True
             case Contains(attribute, text):
-                self._mark(mask, attribute, ITEM, lambda held: [held.related("=", text)])
+                for block, held in self._blocks(mask, attribute, ITEM):
+                    block[held.rows[held.related("=", text)]] = True
             case Exists(attribute):
                 for kind in (TEXT, INTEGER, REAL, TRUTH, MOMENT, LIST):
-                    self._mark(mask, attribute, kind, lambda held: [held.rows])
+                    for block, held in self._blocks(mask, attribute, kind):
+                        _mark_run(block, held.rows, slice(0, len(held.rows)))
             case _:
                 mask[with_ids(where.image_ids)] = True
         return mask
 
-    def _mark(
-        self, mask: np.ndarray, attribute: str, kind: str, chosen: Callable[[Postings], Iterable[np.ndarray]]
-    ) -> None:
+    def _blocks(self, mask: np.ndarray, attribute: str, kind: str) -> Iterator[tuple[np.ndarray, Postings]]:
+        """The part of `mask` that belongs to each block, and what the block holds."""
         for start, postings in self._columns.get((attribute, kind), ()):
             if start >= len(mask):
                 break
-            block = mask[start : start + BLOCK_ROWS]
-            for rows in chosen(postings):
-                block[rows] = True
+            yield mask[start : start + BLOCK_ROWS], postings
+
+
+def _mark_run(block: np.ndarray, rows: np.ndarray, run: slice) -> None:
+    """Mark `rows[run]`, where each row stands at most once; by its complement where that is the smaller part."""
+    if len(rows) == len(block) and 2 * (run.stop - run.start) > len(rows):
+        block[:] = True
+        block[rows[: run.start]] = False
+        block[rows[run.stop :]] = False
+    else:
+        block[rows[run]] = True
 
 
 class GrowingColumns:
