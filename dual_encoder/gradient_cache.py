@@ -11,8 +11,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from dual_encoder.losses import Matches
-
 Tensor = Any
 Batch = Mapping[str, Any]
 
@@ -30,14 +28,14 @@ class GradientCache:
     normalisation in training, sees a chunk and not the batch.
 
     To be called inside a `tf.function`. `project(batch)` gives both sides' projections (B, D). `loss(image, text,
-    positives)` gives the loss to report and the one to differentiate, which may be scaled. `variables` are those of
-    `project` and of `loss`.
+    positives)` gives the loss to report and the one to differentiate, which may be scaled; what it needs to know beside
+    the projections are `positives`. `variables` are those of `project` and of `loss`.
     """
 
     def __init__(
         self,
         project: Callable[[Batch], tuple[Tensor, Tensor]],
-        loss: Callable[[Tensor, Tensor, Matches], tuple[Tensor, Tensor]],
+        loss: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]],
         variables: Sequence[Any],
         states: Sequence[Any],
         chunk_size: int,
@@ -45,7 +43,7 @@ class GradientCache:
         self.project, self.loss = project, loss
         self.variables, self.states, self.chunk_size = list(variables), list(states), chunk_size
 
-    def __call__(self, batch: Batch, positives: Matches) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, batch: Batch, positives: Any) -> tuple[Tensor, list[Tensor]]:
         """The loss, float32, and its gradients in the order of `variables`; arrays of `batch` have B rows each."""
         before = [tf.identity(state) for state in self.states]
         image, text = self._embed(batch)
@@ -70,7 +68,7 @@ class GradientCache:
         return image, text
 
     def _loss_gradients(
-        self, image: Tensor, text: Tensor, positives: Matches
+        self, image: Tensor, text: Tensor, positives: Any
     ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
         """The loss, its gradients by the projections, and by `variables`: the scale's, the bias's, otherwise zero."""
         with tf.GradientTape() as tape:

@@ -83,9 +83,9 @@ class InfoNCE:
         at the learned scale: the Keras example's targets, of normalised vectors and behind a stop-gradient. SoftCLIP
         (Gao et al. 2023, arXiv:2303.17561) softens targets by such similarities, of finer features, too.
     label_smoothing
-        Share of the target that is uniform over the columns compared with. Warning: a model trained with label
-        smoothing distils worse, because it forgets how alike the wrong answers are to the right one (Müller et al.
-        2019, arXiv:1906.02629). Leave it at 0 for a model that is to be a teacher.
+        Share of the target that is uniform over the columns compared with. A model trained with label smoothing
+        teaches worse, because it forgets how alike the wrong answers are to the right one (Müller et al. 2019,
+        arXiv:1906.02629): leave it at 0 for a teacher; `train --teacher` warns of one that had it (`distillation`).
 
     Rows are compared `chunk_rows` at a time (0: all at once), so that memory grows with B and not with B²; the result
     is the same but for rounding.
@@ -127,7 +127,7 @@ class InfoNCE:
         scale = ops.exp(ops.minimum(log_scale, math.log(self.max_scale)))
         transposed = positives if isinstance(positives, Matches) else ops.transpose(positives)
 
-        weights = _weights(positives, image)
+        weights = row_weights(positives, image)
 
         def both_directions(rows: Tensor, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
             to_text = self._cross_entropy(rows, image, text, scale, positives)
@@ -135,7 +135,7 @@ class InfoNCE:
             return ops.sum(ops.take(weights, rows) * (to_text + to_image))
 
         total = sum_over_rows(both_directions, self.chunk_rows, image, text, scale, share=share)
-        return total / (2 * _total(weights))
+        return total / (2 * total_weight(weights))
 
     def _cross_entropy(
         self, rows: Tensor, anchors: Tensor, others: Tensor, scale: Tensor, positives: Tensor | Matches
@@ -147,7 +147,7 @@ class InfoNCE:
         targets = matching if self.multi_positive else diagonal
         compared = ops.logical_or(targets, negative)
 
-        logits = scale * _similarities(anchors, others, rows)  # (R, B)
+        logits = scale * similarities(anchors, others, rows)  # (R, B)
         logits = ops.where(compared, logits, LEFT_OUT)
         weighted = logits + self._log_weights(logits, negative) if self.hard_negatives else logits
         normaliser = ops.logsumexp(weighted, axis=-1, keepdims=True)
@@ -161,7 +161,7 @@ class InfoNCE:
         if self.label_smoothing:
             target += self.label_smoothing * _evenly(compared)
         if self.soft_targets:
-            own = scale * (_similarities(anchors, anchors, rows) + _similarities(others, others, rows)) / 2
+            own = scale * (similarities(anchors, anchors, rows) + similarities(others, others, rows)) / 2
             target += self.soft_targets * ops.stop_gradient(ops.softmax(ops.where(compared, own, LEFT_OUT), axis=-1))
         return -ops.sum(ops.where(compared, target * log_probabilities, 0.0), axis=-1)
 
@@ -203,10 +203,10 @@ class SigmoidLoss:
         """Loss of a batch of un-normalised projections, summed over pairs and divided by B, a float32 scalar."""
         image, text = l2_normalise(image), l2_normalise(text)
         scale = ops.exp(ops.minimum(log_scale, math.log(self.max_scale)))
-        weights = _weights(positives, image)
+        weights = row_weights(positives, image)
 
         def loss_of_rows(rows: Tensor, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-            logits = scale * _similarities(image, text, rows) + bias  # (R, B)
+            logits = scale * similarities(image, text, rows) + bias  # (R, B)
             answers = ops.where(_mask_of_rows(positives, rows), 1.0, -1.0)
             losses = -ops.log_sigmoid(answers * logits)
             by_image = ops.take(weights, rows) * ops.sum(losses, axis=-1)
@@ -215,7 +215,7 @@ class SigmoidLoss:
 
         bias = ops.convert_to_tensor(logit_bias, "float32")
         total = sum_over_rows(loss_of_rows, self.chunk_rows, image, text, scale, bias, share=share)
-        return total / _total(weights)
+        return total / total_weight(weights)
 
 
 @dataclass(frozen=True)
@@ -251,17 +251,17 @@ class KerasExampleLoss:
         targets = ops.softmax((caption_similarity + image_similarity) / (2 * self.temperature))
         captions_loss = _soft_cross_entropy(targets, logits)
         images_loss = _soft_cross_entropy(ops.transpose(targets), ops.transpose(logits))
-        weights = _weights(positives, image)
+        weights = row_weights(positives, image)
         losses = weights * (captions_loss + images_loss) / 2
         total = sum_over_rows(lambda rows, losses: ops.sum(ops.take(losses, rows)), 0, losses, share=share)
-        return total / _total(weights)
+        return total / total_weight(weights)
 
 
 def _soft_cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
     return -ops.sum(targets * ops.log_softmax(logits, axis=-1), axis=-1)
 
 
-def _similarities(anchors: Tensor, others: Tensor, rows: Tensor) -> Tensor:
+def similarities(anchors: Tensor, others: Tensor, rows: Tensor) -> Tensor:
     """Inner products of the anchors of `rows` with all others: (R, D) x (D, B) -> (R, B)."""
     return ops.matmul(ops.take(anchors, rows, axis=0), ops.transpose(others))
 
@@ -282,7 +282,7 @@ def _evenly(columns: Tensor) -> Tensor:
     return columns / ops.sum(columns, axis=-1, keepdims=True)
 
 
-def _weights(positives: Tensor | Matches, rows: Tensor) -> Tensor:
+def row_weights(positives: Tensor | Matches, rows: Tensor) -> Tensor:
     """The weight of each row (B,) float32, constants to gradients."""
     weights = positives.weights if isinstance(positives, Matches) else None
     if weights is None:
@@ -290,7 +290,7 @@ def _weights(positives: Tensor | Matches, rows: Tensor) -> Tensor:
     return ops.stop_gradient(ops.cast(weights, "float32"))
 
 
-def _total(weights: Tensor) -> Tensor:
+def total_weight(weights: Tensor) -> Tensor:
     """What a weighted sum is divided by; a batch without any weight has no loss."""
     return ops.maximum(ops.sum(weights), 1e-6)
 

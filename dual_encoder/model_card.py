@@ -106,6 +106,7 @@ def _training(trained: Mapping[str, Any]) -> str:
         ("augmentation", recipe.get("augmentation")),
         ("best epoch", f"{trained['best_epoch']} of {trained['epochs']}"),
         *_interpolation(trained.get("interpolation")),
+        *_distillation(recipe.get("distillation")),
     ]
     backbones = [
         f"- {part.replace('_', ' ')}: {told['weights']}, {told['trainable']}. Origin: {told['origin'] or 'not known'}. "
@@ -119,7 +120,16 @@ def _training(trained: Mapping[str, Any]) -> str:
         if why
         else []
     )
-    return "\n\n".join(["\n".join(backbones), table, *chosen]).strip()
+    smoothed = objective.get("label_smoothing", 0)
+    warned = (
+        [
+            f"Trained with label smoothing {smoothed:g}: a poor teacher for another model, since it has forgotten how "
+            "alike wrong answers are (Müller et al. 2019, arXiv:1906.02629)."
+        ]
+        if smoothed
+        else []
+    )
+    return "\n\n".join(["\n".join(backbones), table, *warned, *chosen]).strip()
 
 
 def _interpolation(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -129,6 +139,14 @@ def _interpolation(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     tried = ", ".join(f"{alpha}: {value:.3f}" for alpha, value in found["validation"].items())
     said = f"{found['alpha']:g}" + (f" (on the validation split {tried})" if tried else "")
     return [("share of the way from the start to the best epoch", said)]
+
+
+def _distillation(told: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Whose similarities the model learned from, and how much they counted."""
+    if told is None:
+        return []
+    rest = {key: value for key, value in told.items() if key not in ("teacher", "fingerprint")}
+    return [("teacher", f"{told['teacher']}, fingerprint {told['fingerprint'][:12]} ({_settings(rest)})")]
 
 
 def _settings(value: Any) -> str:

@@ -20,6 +20,7 @@ from dual_encoder.fine_tuning import FineTuning
 
 if TYPE_CHECKING:
     from dual_encoder.bundle import Bundle
+    from dual_encoder.distillation import Distillation
     from dual_encoder.losses import Objective
     from dual_encoder.model import DualEncoderConfig
     from dual_encoder.schedules import Schedule
@@ -86,7 +87,8 @@ class Recipe:
     from the validation split (`bridge_choice`) instead of the head's settings. `hubness_correction` takes images that
     stand near every query down where that helps on the validation split (`hubness`). `augmentation` varies images and
     captions from epoch to epoch, where the backbone they go through trains. `start` is the bundle whose weights and
-    tokeniser training begins with; `model` then has its towers (`starting_bundle.start_from`).
+    tokeniser training begins with; `model` then has its towers (`starting_bundle.start_from`). With `distillation`,
+    the model learns from another one's similarities too.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Recipe:
     hubness_correction: bool = True
     augmentation: Augmentation = Augmentation()
     start: Bundle | None = None
+    distillation: Distillation | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def with_settings(self, **settings: Any) -> Recipe:

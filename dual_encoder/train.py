@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
         help="train from the towers, heads, scale and tokeniser of this bundle, such as an imported model; the recipe "
         f"says which towers train and how ({AUTO}: none, only the heads)",
     )
+    parser.add_argument(
+        "--teacher",
+        metavar="BUNDLE",
+        help="learn from this bundle's similarities too, usually a larger or slower model's; how much, the recipe's "
+        "distillation says (default: half of the loss)",
+    )
     parser.add_argument("--data", required=True, metavar="SOURCE", help="image–caption pairs, see below")
     parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="directory of the trained model")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's number")
@@ -74,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {name: getattr(options, name) for name in ("epochs", "batch_size", "seed", "precision")}
     run = {
         "start": options.start,
+        "teacher": options.teacher,
         "fresh": options.fresh,
         "devices": options.devices,
         "groups": chosen_groups(options),
@@ -92,6 +99,7 @@ def train(
     groups: Mapping[str, str] | None = None,
     quarantine: Quarantine | None = None,
     start: str | Path | None = None,
+    teacher: str | Path | None = None,
     **settings: Any,
 ) -> Bundle:
     """Train on the source named `data` and write the bundle `out`; the run's files are in `out`.run.
@@ -99,7 +107,7 @@ def train(
     Without a recipe, one is chosen for the data and the machine. `settings` of the trainer, where they are not None,
     take the place of the recipe's. All visible GPUs take part, or the first `devices`, with the loss and gradients of
     one. `groups` (image id → group) replace those of the source; `quarantine` changes the train and validation splits.
-    `start` names a bundle to train from.
+    `start` names a bundle to train from, `teacher` one to learn from.
     """
     load_tensorflow()
     from dual_encoder.bundle_model import check_replaceable, save_bundle
@@ -109,8 +117,9 @@ def train(
     from dual_encoder.training_run import TrainingRun
 
     check_replaceable(out)
-    if start is not None and Path(start).resolve() == out.resolve():
-        raise TrainingError("another directory for --out than for --start", str(out), "choose another --out")
+    for option, given in (("--start", start), ("--teacher", teacher)):
+        if given is not None and Path(given).resolve() == out.resolve():
+            raise TrainingError(f"another directory for --out than for {option}", str(out), "choose another --out")
     replicas = Replicas.on_gpus(devices)
     source = open_source(data)
     splits = split_pairs(Curated(source, groups, quarantine))
@@ -127,7 +136,7 @@ def train(
         recipe = _started(recipe, start)
     elif recipe is None:
         recipe, choices = recipe_for(splits, machine, directory)
-    recipe = recipe.with_settings(**settings)
+    recipe = _taught(recipe.with_settings(**settings), teacher)
     digest = data_digest(splits, recipe.group_positives)
     run_key = digest_json({"recipe": describe(recipe), "data": digest, **cleaning})
     if not fresh and (done := _finished(out, run_key)) is not None:
@@ -184,6 +193,20 @@ def _started(recipe: Recipe | None, start: str | Path) -> Recipe:
     return default_recipe(bundle) if recipe is None else start_from(bundle, recipe)
 
 
+def _taught(recipe: Recipe, teacher: str | Path | None) -> Recipe:
+    """The recipe with the bundle `teacher` for its distillation's teacher, and every setting of that known."""
+    from dual_encoder.distillation import Distillation
+    from dual_encoder.runtime import open_named_bundle
+
+    distillation = recipe.distillation
+    if teacher is not None:
+        opened = open_named_bundle(teacher)
+        distillation = dataclasses.replace(distillation or Distillation(opened), teacher=opened)
+    if distillation is None:
+        return recipe
+    return dataclasses.replace(recipe, distillation=distillation.resolved(recipe.objective))
+
+
 def _backbones(recipe: Recipe) -> dict[str, Any]:
     """Where the weights of both backbones come from, and whether they were trained here."""
     from dual_encoder.towers import provenance_of
@@ -238,6 +261,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "choose_bridge": recipe.choose_bridge,
         "hubness_correction": recipe.hubness_correction,
         "augmentation": dataclasses.asdict(recipe.augmentation),
+        **({} if recipe.distillation is None else {"distillation": recipe.distillation.to_config()}),
         **({} if recipe.start is None else {"start": {"kind": recipe.start.name, "from": recipe.start.fingerprint}}),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import signal
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 from data.console import progress, say
 from data.errors import BundleError, TrainingError
+from dual_encoder.distillation import Distillation, Taught
 from dual_encoder.feature_batches import Batches
 from dual_encoder.gradient_cache import GradientCache
 from dual_encoder.losses import Matches, Objective
@@ -53,7 +55,8 @@ class Trainer:
     """Trains `model` on `batches`; `validate` gives figures after each epoch, "recall" and "loss" among them.
 
     `run_key` names everything that decides the result; a checkpoint of another run is refused. With several `replicas`,
-    `model` was made in their scope; how many there are does not decide, so a run may go on with another number.
+    `model` was made in their scope; how many there are does not decide, so a run may go on with another number. For
+    `distillation`, batches hold what its teacher says of them.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class Trainer:
         directory: Path,
         run_key: str,
         replicas: Replicas | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
+        self.distillation = distillation
         self.model, self.objective, self.config = model, objective, config
         self.batches, self.validate = batches, validate
         self.directory, self.run_key = directory, run_key
@@ -190,7 +195,7 @@ class Trainer:
 
     def _train_step(self, batch: Mapping[str, Any]) -> Any:
         """One step with this replica's rows of the batch; the loss of all rows."""
-        matches = Matches.of_batch(batch)
+        matches = Matches.of_batch(batch) if self.distillation is None else Taught.of_batch(batch)
         if self._cache is not None:
             loss, gradients = self._cache(batch, matches)
         else:
@@ -201,10 +206,13 @@ class Trainer:
         self._apply(gradients)
         return total(loss)
 
-    def _loss(self, image: Any, text: Any, matches: Matches) -> tuple[Any, Any]:
-        """This replica's share of the objective over all rows, and what is to be differentiated: scaled for float16."""
+    def _loss(self, image: Any, text: Any, matches: Matches | Taught) -> tuple[Any, Any]:
+        """This replica's share of the loss over all rows, and what is to be differentiated: scaled for float16."""
         image, text, matches = gathered((image, text, matches))
-        loss = self.objective(image, text, self.model.log_scale, matches, self.model.logit_bias, share())
+        loss_of: Callable[..., Any] = self.objective
+        if self.distillation is not None:
+            loss_of = functools.partial(self.distillation.mixed, self.objective)
+        loss = loss_of(image, text, self.model.log_scale, matches, self.model.logit_bias, share())
         return loss, self.optimizer.scale_loss(loss)
 
     def _apply(self, gradients: Sequence[Any]) -> None:

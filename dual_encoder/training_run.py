@@ -35,6 +35,7 @@ from dual_encoder.projection_head import AnchoredHead
 from dual_encoder.recipe import Recipe
 from dual_encoder.replicas import Replicas
 from dual_encoder.starting_bundle import begin_from
+from dual_encoder.teacher import taught
 from dual_encoder.towers import backbone_config
 from dual_encoder.trainer import Progress, Trainer
 from dual_encoder.training_batches import CaptionBatches, PixelBatches, check_variations
@@ -57,6 +58,8 @@ class TrainingRun:
         validation: Sequence[ImageTextPair],
         replicas: Replicas | None = None,
     ) -> None:
+        if recipe.distillation is not None:
+            recipe = dataclasses.replace(recipe, distillation=recipe.distillation.resolved(recipe.objective))
         self.recipe, self.replicas = recipe, replicas or Replicas()
         self.train = captioned(train, "train")
         held_out = captioned(validation, "validation")
@@ -87,6 +90,8 @@ class TrainingRun:
             self._choose_bridge()
         self.hubness: HubnessCorrection | None = None  # known once trained
         self.batches = self._pixel_batches() if self.trunk is None else self._feature_batches()
+        if recipe.distillation is not None:
+            self.batches = taught(self.batches, recipe.distillation.teacher, self.train)
 
     def _tokenizer(self) -> CaptionTokenizer | None:
         """The start's, or the text backbone's own, which may learn it from the training captions."""
@@ -138,6 +143,7 @@ class TrainingRun:
             directory,
             run_key,
             self.replicas,
+            self.recipe.distillation,
         )
         progress = trainer.fit()
         if self.recipe.hubness_correction:

@@ -52,6 +52,15 @@ def weight_names(path: Path) -> list[str]:
         raise BundleError(f"a safetensors file at {path}", str(error), "write it again") from None
 
 
+def read_weight(path: Path, part: str) -> np.ndarray:
+    """The first weight of a part, read alone; `BundleError` when there is none."""
+    name = next((name for name in weight_names(path) if name.startswith(f"{part}/")), None)
+    if name is None:
+        raise BundleError(f"weights with {part}", f"{path} without it", "export or import the bundle again")
+    with safe_open(path, framework="numpy") as file:
+        return file.get_tensor(name)
+
+
 def load_weights(path: Path, variables: Mapping[str, Any], expected: Mapping[str, str] | None = None) -> dict[str, str]:
     """Assign a file's arrays to variables of the same names; returns the file's metadata.
 
