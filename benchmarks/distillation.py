@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many (default: %(default)s)")
     parser.add_argument("--choice-seeds", type=int, default=1, help="how many to choose by (default: %(default)s)")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.5, 0.9], metavar="W")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0, 4.0], metavar="T")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 3.0], metavar="T")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's number")
     options = parser.parse_args(argv)
     load_tensorflow()

@@ -27,6 +27,8 @@ import tensorflow as tf  # noqa: E402
 from tiny_training import settings  # noqa: E402
 
 from data.errors import TrainingError  # noqa: E402
+from dual_encoder.bundle import Bundle  # noqa: E402
+from dual_encoder.distillation import Distillation  # noqa: E402
 from dual_encoder.losses import InfoNCE, KerasExampleLoss, Objective, SigmoidLoss  # noqa: E402
 from dual_encoder.model import DualEncoder, DualEncoderConfig  # noqa: E402
 from dual_encoder.projection_head import LinearHead  # noqa: E402
@@ -38,6 +40,7 @@ from dual_encoder.trainer import Trainer  # noqa: E402
 
 ROWS = 11  # shares of 5 and 6
 STEPS = 4
+SIDES = ("image", "text")
 FROZEN = DualEncoderConfig(
     ScratchImage(size=16, width=8, stages=2, depth=1, trainable=False),
     ScratchText(vocabulary_size=60, width=16, layers=1, heads=2, max_tokens=12, trainable=False),
@@ -60,11 +63,13 @@ CASES: dict[str, tuple[DualEncoderConfig, Objective, dict[str, Any]]] = {
     "sigmoid": (FROZEN, SigmoidLoss(5.0, -3.0), {}),
     "sigmoid, whole towers in chunks": (WHOLE, SigmoidLoss(5.0, -3.0, chunk_rows=4), {"chunk_size": 2}),
     "whole towers": (WHOLE, InfoNCE(5.0), {}),
+    "taught, in chunks": (FROZEN, EVERY_SETTING, {"chunk_size": 4}),
     "Keras example": (FROZEN, KerasExampleLoss(), {}),
     "bfloat16 in chunks": (FROZEN, InfoNCE(5.0), {"precision": "mixed_bfloat16", "chunk_size": 4}),
     "float16": (FROZEN, InfoNCE(5.0), {"precision": "mixed_float16"}),
     "float16 in chunks": (FROZEN, InfoNCE(5.0), {"precision": "mixed_float16", "chunk_size": 4}),
 }
+TAUGHT = {"taught, in chunks": Distillation(Bundle(Path("nobody"), {}), 0.6, 2.0, teacher_scale=9.0)}
 
 
 class Rows:
@@ -84,6 +89,7 @@ class Rows:
                 "image_row": np.array([3, 1, 2, 0, 4, 5, 6, 3, 8, 9, 10], np.int32),
                 "caption_group": np.array([0, 1, 1, 3, 4, 5, 6, 7, 8, 9, 1], np.int32),
             }
+            batch |= {f"teacher_{side}": generator.normal(size=(ROWS, 7)).astype(np.float32) for side in SIDES}
             if self.whole:
                 batch["image"] = generator.normal(size=(ROWS, 8, 8, 3)).astype(np.float32)
                 batch["ids"] = generator.integers(1, 30, (ROWS, 6)).astype(np.int32)
@@ -107,7 +113,8 @@ def trainer(case: str, replicas: Replicas, directory: Path, epochs: int = 1) -> 
         )
     figures = {"recall": 0.0, "loss": 0.0}
     wanted = settings(epochs=epochs, batch_size=ROWS, patience=0, **changes)
-    return Trainer(model, objective, wanted, Rows(config), lambda: figures, directory, case, replicas)
+    taught = TAUGHT.get(case)
+    return Trainer(model, objective, wanted, Rows(config), lambda: figures, directory, case, replicas, taught)
 
 
 class Watched:

@@ -23,6 +23,7 @@ TOOLS = (
     "serving.server",
     "serving.client",
     "benchmarks.anchoring",
+    "benchmarks.distillation",
     "benchmarks.training_quality",
     "benchmarks.training_speed",
     "tools.demo",

@@ -21,6 +21,7 @@ SLOW = [
     "InfoNCE, every setting",
     "sigmoid",
     "whole towers",
+    "taught, in chunks",
     "sigmoid, whole towers in chunks",
     "Keras example",
 ]
