@@ -2,8 +2,8 @@
 
 python -m benchmarks.distillation --seeds 3 --json build/distillation.json
 
-The teacher is the same recipe on EfficientNet-Lite2. Weight and temperature are chosen on the validation split, then
-the test split is read once, for the chosen ones.
+The teacher is the same recipe on EfficientNet-Lite2, or a bundle of your own. Weight and temperature are chosen on the
+validation split, then the test split is read once, for the chosen ones.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the teacher, students of every setting, and print what the validation split and then the test split say."""
     parser = argument_parser("distillation", __doc__)
     parser.add_argument("--data", metavar="SOURCE", help="(default: $DATASETS_DIR/openstax)")
+    parser.add_argument("--teacher", metavar="BUNDLE", help="instead of the one that is trained on EfficientNet-Lite2")
     parser.add_argument("--seeds", type=int, default=1, help="how many (default: %(default)s)")
     parser.add_argument("--choice-seeds", type=int, default=1, help="how many to choose by (default: %(default)s)")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.5, 0.9], metavar="W")
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help="instead of the recipe's number")
     options = parser.parse_args(argv)
     load_tensorflow()
+    from dual_encoder.bundle import open_bundle
     from dual_encoder.distillation import Distillation
     from dual_encoder.recipe import load_recipe
     from dual_encoder.train import train
@@ -51,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = options.data or default_data()[0]
     splits, student = split_pairs(open_source(source)), load_recipe("openstax").with_settings(epochs=options.epochs)
     with tempfile.TemporaryDirectory() as directory:
-        teacher = train(larger(student), source, Path(directory) / "teacher")
+        given = options.teacher
+        teacher = open_bundle(given) if given else train(larger(student), source, Path(directory) / "teacher")
 
         def taught(weight: float, temperature: float) -> Recipe:
             return dataclasses.replace(student, distillation=Distillation(teacher, weight, temperature))
