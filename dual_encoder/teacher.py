@@ -19,7 +19,7 @@ from dual_encoder.bundle import Bundle
 from dual_encoder.distillation import label_smoothing_of
 from dual_encoder.feature_batches import Batches
 from dual_encoder.feature_store import MappedRows
-from dual_encoder.frozen_features import FrozenBackbone, caption_features, gpu_is_present, image_features
+from dual_encoder.frozen_features import FrozenBackbone, caption_features, image_features
 from dual_encoder.runtime import Runtime
 from dual_encoder.training_data import CaptionTable
 
@@ -49,9 +49,10 @@ def taught(batches: Batches, teacher: Bundle, pairs: Sequence[ImageTextPair]) ->
     """
     warn_of_smoothing(teacher)
     say(f"teacher: {teacher.name}, fingerprint {teacher.fingerprint[:12]}")
-    runtime = Runtime.load(teacher.path, "keras" if gpu_is_present() else "auto")
-    quantised = sorted(teacher.manifest.get("quantised", {})) if runtime.image_engine.name == "onnxruntime" else []
-    key = digest_json({"teacher": teacher.fingerprint, "quantised": quantised})
+    runtime = Runtime.load(teacher.path)
+    engines = [runtime.image_engine.name, runtime.text_engine.name]  # in int8 where it was admitted
+    quantised = sorted(teacher.manifest.get("quantised", {}))
+    key = digest_json({"teacher": teacher.fingerprint, "engines": engines, "quantised": quantised})
     images, _ = image_features(FrozenBackbone(key, runtime.image_engine, None), runtime.preprocessing, pairs)
     captions = list(dict.fromkeys(map(clean_caption, CaptionTable.of(pairs).captions)))  # in the order of their groups
     texts = caption_features(FrozenBackbone(key, runtime.text_engine, None), runtime.tokenizer, captions)
