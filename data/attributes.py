@@ -35,7 +35,7 @@ def is_attribute(value: object) -> bool:
 
 def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8; file names and JSON may hold halves of characters that cannot."""
-    return not re.search("[\ud800-\udfff]", text)
+    return text.isascii() or not re.search("[\ud800-\udfff]", text)
 
 
 def attributes_to_json(attributes: Mapping[str, AttributeValue]) -> dict[str, Any]:
@@ -71,6 +71,8 @@ def _has_moment(moment: datetime) -> bool:
     """Whether a time names one moment, which has a year from 1 to 9999 in UTC too."""
     if moment.utcoffset() is None:
         return False
+    if 1 < moment.year < 9_999:
+        return True
     try:
         moment.astimezone(UTC)
     except OverflowError:

@@ -111,19 +111,36 @@ def _schema() -> pyarrow.Schema:
 def _batch(start: int, columns: Mapping[tuple[str, str], Postings]) -> pyarrow.RecordBatch:
     import pyarrow as pa
 
-    rows = []
-    for (attribute, kind), postings in columns.items():
-        values = {_values_column(kind): postings.values}
-        rows.append({"start": start, "attribute": attribute, "kind": kind, **values})
-    batch = pa.RecordBatch.from_pylist(rows, _schema())
+    schema, held = _schema(), list(columns.values())
+    arrays = {
+        "start": pa.array([start] * len(held), pa.int64()),
+        "attribute": pa.array([attribute for attribute, _ in columns], pa.string()),
+        "kind": pa.array([kind for _, kind in columns], pa.string()),
+    }
+    for name in ("texts", "integers", "reals"):
+        lists = [postings.values if _values_column(kind) == name else [] for (_, kind), postings in columns.items()]
+        arrays[name] = _lists(lists, schema.field(name).type)
     for name in ("ends", "rows"):
-        arrays = [getattr(postings, name) for postings in columns.values()]
-        lengths = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
-        flat = np.concatenate(arrays) if arrays else np.empty(0)
-        kind = _schema().field(name).type
-        column = pa.ListArray.from_arrays(lengths, pa.array(flat, kind.value_type), kind)
-        batch = batch.set_column(batch.schema.get_field_index(name), _schema().field(name), column)
-    return batch
+        arrays[name] = _lists([getattr(postings, name) for postings in held], schema.field(name).type)
+    return pa.RecordBatch.from_arrays(list(arrays.values()), schema=schema)
+
+
+def _lists(lists: Sequence[Sequence[Any]], kind: Any) -> Any:
+    """An Arrow array of lists."""
+    import pyarrow as pa
+
+    offsets = np.cumsum([0, *map(len, lists)])
+    flat = pa.concat_arrays(
+        [pa.array([], kind.value_type), *(pa.array(each, kind.value_type) for each in map(_for_arrow, lists))]
+    )
+    if pa.types.is_large_list(kind):
+        return pa.LargeListArray.from_arrays(offsets.astype(np.int64), flat, kind)
+    return pa.ListArray.from_arrays(offsets.astype(np.int32), flat, kind)
+
+
+def _for_arrow(values: Sequence[Any]) -> Any:
+    """Arrow takes lists and NumPy's arrays; a view of memory is one of the latter."""
+    return np.asarray(values) if isinstance(values, memoryview) else values
 
 
 def _read(path: Path) -> PostingBlocks:

@@ -12,8 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from itertools import chain
+from datetime import UTC, datetime
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,7 +27,7 @@ BLOCK_ROWS = 65_536
 # The kinds of values; LIST marks the rows that hold a list, ITEM the rows of each text in one.
 TEXT, INTEGER, REAL, TRUTH, MOMENT, LIST, ITEM = "text", "integer", "real", "truth", "moment", "list", "item"
 
-_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 # Up to so many values are looked up one by one.
@@ -83,9 +82,8 @@ class BlockBuilder:
 
     def __init__(self) -> None:
         self.count = 0
-        self._columns: defaultdict[tuple[str, str], defaultdict[Any, list[int]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
+        # By attribute and kind: values and, for each, its row.
+        self._columns: defaultdict[tuple[str, str], tuple[list, list[int]]] = defaultdict(lambda: ([], []))
 
     def add(self, attributes: Mapping[str, AttributeValue]) -> None:
         """The next row; `ValueError` for a value that no index can keep, such as NaN."""
@@ -93,25 +91,36 @@ class BlockBuilder:
             if not is_attribute(value):
                 raise ValueError(f"expected an attribute that an index can keep; received {name} = {value!r}")
             if isinstance(value, list | tuple):
-                self._columns[name, LIST][1].append(self.count)
+                self._put(name, LIST, 1)
                 for item in set(value):
-                    self._columns[name, ITEM][item].append(self.count)
+                    self._put(name, ITEM, item)
             else:
-                kind, stored = _stored(value)
-                self._columns[name, kind][stored].append(self.count)
+                self._put(name, *_stored(value))
         self.count += 1
 
     def finish(self) -> dict[tuple[str, str], Postings]:
         """The postings of each attribute's name and kind."""
-        finished = {}
-        for column in sorted(self._columns):
-            by_value = self._columns[column]
-            values = sorted(by_value)
-            ends = np.zeros(len(values) + 1, np.int32)
-            np.cumsum([len(by_value[value]) for value in values], out=ends[1:])
-            rows = np.fromiter(chain.from_iterable(by_value[value] for value in values), np.uint16, ends[-1])
-            finished[column] = Postings(values, ends, rows)
-        return finished
+        return {column: _postings(column[1], *self._columns[column]) for column in sorted(self._columns)}
+
+    def _put(self, name: str, kind: str, value: Any) -> None:
+        values, rows = self._columns[name, kind]
+        values.append(value)
+        rows.append(self.count)
+
+
+def _postings(kind: str, values: list[Any], rows: list[int]) -> Postings:
+    """Put values, and the row of each, in the order of the values."""
+    distinct: Sequence[Any]
+    if kind in (TEXT, ITEM):
+        distinct = sorted(set(values))
+        place_of = {value: place for place, value in enumerate(distinct)}
+        places = np.fromiter(map(place_of.__getitem__, values), np.int64, len(values))
+    else:
+        numbers, places = np.unique(np.array(values, np.float64 if kind == REAL else np.int64), return_inverse=True)
+        distinct = memoryview(numbers)  # type: ignore[arg-type]
+    ends = np.zeros(len(distinct) + 1, np.int32)
+    np.cumsum(np.bincount(places, minlength=len(distinct)), out=ends[1:])
+    return Postings(distinct, ends, np.array(rows, np.uint16)[np.argsort(places, kind="stable")])
 
 
 class PostingBlocks:
@@ -243,5 +252,6 @@ def _stored(value: Scalar) -> tuple[str, Any]:
     if isinstance(value, float):
         return REAL, value
     if isinstance(value, datetime):
-        return MOMENT, (value - _EPOCH) // _MICROSECOND
+        since = value - _EPOCH
+        return MOMENT, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     return TEXT, value
