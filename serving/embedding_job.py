@@ -1,11 +1,11 @@
-"""Embeds the images of a source shard by shard, so that a killed job repeats at most one; knows no index."""
+"""Embeds the images of a source shard by shard, so that a killed job repeats at most one; knows no index.
+
+`EmbeddingJob` works on this machine; `ray_embedding` has the one for a cluster.
+"""
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -15,74 +15,77 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.digest_memo import DigestMemo, FileStamp
-from data.durable import digest_bytes, digest_json, naming_file, write_atomic
-from data.errors import ImageError
-from data.images import load_resized, normalise_batch
+from data.durable import naming_file, write_atomic
 from data.loading import map_ordered, with_digests
-from data.pairs import ImageFile, ImageTextPair
+from data.pairs import ImageTextPair
+from serving.embedding_shard import (
+    FoundImage,
+    KnownVector,
+    LoadedImage,
+    Outcome,
+    Shard,
+    embed_shard,
+    joined,
+    load_image,
+    recall_digests,
+)
 
 if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
 
+__all__ = ["EmbeddingJob", "Outcome", "nothing_known"]
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one image: an embedding, or a reason and a message."""
 
-    pair: ImageTextPair
-    digest: str  # SHA-256 of the encoded image, or "unreadable:REASON"
-    reason: str = ""
-    message: str = ""
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the image has a vector."""
-        return not self.reason
+def nothing_known(digest: str) -> np.ndarray | None:
+    """No image was embedded before."""
+    return None
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    shard: int
-    pair: ImageTextPair
-    digest: str
-    content: np.ndarray | ImageError  # pixels (S, S, 3) uint8
-    stamp: FileStamp | None  # of its file before it was read
+class _Planned:
+    """A finished shard, or an image of one that has to be made."""
+
+    number: int
+    content: Shard | FoundImage
 
 
 @dataclass(frozen=True)
-class _Reused:
-    shard: int
-    outcomes: list[Outcome]
-    vectors: np.ndarray
+class _Ready:
+    """A finished shard, or an image that was loaded for one."""
+
+    number: int
+    content: Shard | LoadedImage
 
 
 @dataclass
 class EmbeddingJob:
     """Turns pairs into embeddings and keeps them in `directory`, a file for each `shard_size` images.
 
-    A shard made by an earlier run is used again when the model and the list of (image_id, digest) are the same.
+    A shard made by an earlier run is used again when the model and the list of (image_id, digest) are the same. An
+    image whose digest `known` has a vector for is not embedded, wherever it stands now.
     """
 
     runtime: Runtime
     directory: Path
     batch_size: int = 32
     shard_size: int = 256
+    known: KnownVector = nothing_known
     reused_shards: int = 0
     embedded_shards: int = 0
+    known_images: int = 0
     _rows: list[int] = field(default_factory=list)  # embedded images in each shard
 
     def run(self, pairs: Iterable[ImageTextPair]) -> Iterator[Outcome]:
         """Embed `pairs`; one outcome for each, in their order. While a batch is embedded the next ones are decoded."""
         stream = map_ordered(self._load, self._plan(pairs), ahead=2 * self.batch_size)
-        for shard, group in itertools.groupby(stream, key=attrgetter("shard")):
+        for number, group in itertools.groupby(stream, key=attrgetter("number")):
             first = next(group)
-            if isinstance(first, _Reused):
+            if isinstance(first.content, Shard):
                 self.reused_shards += 1
-                self._rows.append(len(first.vectors))
-                yield from first.outcomes
-                continue
-            loaded = (item for item in itertools.chain([first], group) if isinstance(item, _Loaded))
-            yield from self._embed_shard(shard, loaded)
+                self._rows.append(len(first.content.vectors))
+                yield from first.content.outcomes
+            else:
+                yield from self._embed(number, (item for item in itertools.chain([first], group)))
 
     def write_vectors(self, path: Path) -> None:
         """Write the embeddings of the finished run, (N, D) float32 in the order of the outcomes, as one .npy file."""
@@ -91,124 +94,79 @@ class EmbeddingJob:
         # Written, not memory-mapped: a full disk is then an error and not a signal that ends the process.
         with naming_file(path), path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for shard, rows in enumerate(self._rows):
-                with np.load(self._path(shard), allow_pickle=False) as stored:
+            for number, rows in enumerate(self._rows):
+                with np.load(self.path(number), allow_pickle=False) as stored:
                     vectors = stored["vectors"]
                 if vectors.shape != (rows, shape[1]) or vectors.dtype != np.float32:
-                    raise ValueError(f"expected float32 {(rows, shape[1])} in shard {shard}; it has changed meanwhile")
+                    raise ValueError(f"expected float32 {(rows, shape[1])} in shard {number}; it has changed meanwhile")
                 file.write(np.ascontiguousarray(vectors).data)
 
-    def _plan(self, pairs: Iterable[ImageTextPair]) -> Iterator[_Reused | tuple[int, ImageTextPair]]:
-        """Finished shards as they are, and the pairs of the others one by one."""
+    def chunks(self, pairs: Iterable[ImageTextPair]) -> Iterator[tuple[int, list[ImageTextPair]]]:
+        """The images of each shard with its number."""
         remaining = iter(pairs)
-        for shard in itertools.count():
+        for number in itertools.count():
             chunk = list(itertools.islice(remaining, self.shard_size))
             if not chunk:
                 return
-            reused = self._reusable(shard, chunk)
-            if reused is not None:
-                yield reused
-            else:
-                yield from ((shard, pair) for pair in chunk)
+            yield number, chunk
 
-    def _reusable(self, shard: int, pairs: Sequence[ImageTextPair]) -> _Reused | None:
-        """The stored shard if it was made of exactly these images by this model; a damaged file counts as absent."""
+    def finished(self, number: int, pairs: Sequence[ImageTextPair]) -> Shard | None:
+        """The stored shard, if it was made of exactly these images by this model."""
         try:
-            with np.load(self._path(shard), allow_pickle=False) as stored:
-                if "asked" in stored and str(stored["asked"]) != self._asked(pairs):
-                    return None  # of other images or by another model, whatever their bytes: none is read to tell
-                key, vectors, rejected = str(stored["key"]), stored["vectors"], json.loads(str(stored["rejected"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            content = self.path(number).read_bytes()
+        except OSError:
             return None
-        digests = [pair.digest or "" for pair in with_digests(pairs)]
-        if key != self._key(pairs, digests):
+        stored = Shard.from_bytes(content, self.runtime.fingerprint, pairs)
+        # Images are read to tell only where everything else agrees.
+        if stored is None or [o.digest for o in stored.outcomes] != [pair.digest for pair in with_digests(pairs)]:
             return None
-        outcomes = [
-            Outcome(pair, digest, *rejected.get(str(position), ("", "")))
-            for position, (pair, digest) in enumerate(zip(pairs, digests, strict=True))
-        ]
-        return _Reused(shard, outcomes, vectors)
+        return stored
 
-    def _load(self, item: _Reused | tuple[int, ImageTextPair]) -> _Reused | _Loaded:
-        """Read one image, once, hash it and decode it; runs in a pool of threads."""
-        if isinstance(item, _Reused):
-            return item
-        shard, pair = item
-        stamp = FileStamp.of(pair.image.path) if isinstance(pair.image, ImageFile) else None
-        try:
-            data = pair.image.read()
-        except ImageError as error:
-            return _Loaded(shard, pair, f"unreadable:{error.reason}", error, None)
-        digest = digest_bytes(data)
-        try:
-            return _Loaded(shard, pair, digest, load_resized(data, self.runtime.preprocessing), stamp)
-        except ImageError as error:
-            return _Loaded(shard, pair, digest, error, stamp)
-
-    def _embed_shard(self, shard: int, images: Iterator[_Loaded]) -> Iterator[Outcome]:
-        """Embed the images of a shard batch by batch, and keep the shard."""
-        outcomes: list[Outcome] = []
-        vectors: list[np.ndarray] = []
-        stamps: list[FileStamp | None] = []
-        for batch in self._filled(images):
-            embedded, embeddings = self._embed(batch)
-            outcomes += embedded
-            vectors.append(embeddings)
-            stamps += [image.stamp for image in batch]
-            yield from embedded
-        self._save(shard, outcomes, np.concatenate(vectors))
-        with DigestMemo() as memo:  # so that the next run does not read these files to know them again
-            memo.note(stamps, [outcome.digest for outcome in outcomes])
-
-    def _filled(self, images: Iterator[_Loaded]) -> Iterator[list[_Loaded]]:
-        """Consecutive images of which `batch_size` decoded, and what is left."""
-        batch: list[_Loaded] = []
-        good = 0
-        for image in images:
-            batch.append(image)
-            good += not isinstance(image.content, ImageError)
-            if good == self.batch_size:
-                yield batch
-                batch, good = [], 0
-        if batch:
-            yield batch
-
-    def _embed(self, batch: list[_Loaded]) -> tuple[list[Outcome], np.ndarray]:
-        """One outcome for each image, and the embeddings (B, D) of those that decoded."""
-        pixels, outcomes = [], []
-        for image in batch:
-            if isinstance(image.content, ImageError):
-                outcomes.append(Outcome(image.pair, image.digest, image.content.reason, str(image.content)))
-            else:
-                pixels.append(image.content)
-                outcomes.append(Outcome(image.pair, image.digest))
-        if not pixels:
-            return outcomes, np.empty((0, self.runtime.embedding_dim), np.float32)
-        return outcomes, self.runtime.embed_pixels(normalise_batch(pixels, self.runtime.preprocessing))
-
-    def _save(self, shard: int, outcomes: list[Outcome], vectors: np.ndarray) -> None:
-        """Keep a finished shard; a crash leaves the whole file or none."""
-        rejected = {
-            str(position): (outcome.reason, outcome.message)
-            for position, outcome in enumerate(outcomes)
-            if not outcome.embedded
-        }
-        pairs = [outcome.pair for outcome in outcomes]
-        asked = np.array(self._asked(pairs))
-        key = np.array(self._key(pairs, [outcome.digest for outcome in outcomes]))
-        buffer = io.BytesIO()
-        np.savez(buffer, vectors=vectors, rejected=np.array(json.dumps(rejected)), asked=asked, key=key)
-        write_atomic(self._path(shard), buffer.getvalue())
-        self._rows.append(len(vectors))
+    def keep(self, number: int, content: bytes, rows: int) -> None:
+        """Write a finished shard with `rows` embeddings; a crash leaves the whole file or none."""
+        write_atomic(self.path(number), content)
+        self._rows.append(rows)
         self.embedded_shards += 1
 
-    def _asked(self, pairs: Sequence[ImageTextPair]) -> str:
-        """Names the model and the ids of a shard, without the images' content."""
-        return digest_json({"fingerprint": self.runtime.fingerprint, "ids": [pair.image_id for pair in pairs]})
+    def path(self, number: int) -> Path:
+        """Where a shard stays."""
+        return self.directory / f"{number:06}.npz"
 
-    def _key(self, pairs: Sequence[ImageTextPair], digests: Sequence[str]) -> str:
-        images = [[pair.image_id, digest] for pair, digest in zip(pairs, digests, strict=True)]
-        return digest_json({"fingerprint": self.runtime.fingerprint, "images": images})
+    def _plan(self, pairs: Iterable[ImageTextPair]) -> Iterator[_Planned]:
+        """Finished shards as they are, and the images of the others one by one."""
+        for number, chunk in self.chunks(pairs):
+            if (stored := self.finished(number, chunk)) is not None:
+                yield _Planned(number, stored)
+            else:
+                yield from (_Planned(number, found) for found in recall_digests(chunk))
 
-    def _path(self, shard: int) -> Path:
-        return self.directory / f"{shard:06}.npz"
+    def _load(self, item: _Planned) -> _Ready:
+        """Runs in a pool of threads."""
+        if isinstance(item.content, Shard):
+            return _Ready(item.number, item.content)
+        return _Ready(item.number, load_image(item.content, self.runtime.preprocessing, self.known))
+
+    def _embed(self, number: int, images: Iterator[_Ready]) -> Iterator[Outcome]:
+        """Embed the images of a shard, and keep it."""
+        stamps: list[FileStamp | None] = []
+        pieces: list[Shard] = []
+        for piece in embed_shard(self.runtime, self._noted(images, stamps), self.batch_size):
+            pieces.append(piece)
+            yield from piece.outcomes
+        shard = joined(pieces)
+        self.keep(number, shard.to_bytes(self.runtime.fingerprint), len(shard.vectors))
+        remember(stamps, shard)
+
+    def _noted(self, items: Iterator[_Ready], stamps: list[FileStamp | None]) -> Iterator[LoadedImage]:
+        for item in items:
+            image = item.content
+            assert isinstance(image, LoadedImage)
+            self.known_images += image.known
+            stamps.append(image.stamp)
+            yield image
+
+
+def remember(stamps: Sequence[FileStamp | None], shard: Shard) -> None:
+    """Note digests by how their files looked, so that the next run does not read them to know them again."""
+    with DigestMemo() as memo:
+        memo.note(stamps, [outcome.digest for outcome in shard.outcomes])

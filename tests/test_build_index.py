@@ -178,6 +178,26 @@ def test_shards_are_reused_only_for_the_same_model_and_images(tmp_path):
     assert embedded(ColourRuntime(fingerprint="another"), pairs)[0] == 9
 
 
+def test_images_with_a_known_vector_are_not_embedded_again_wherever_they_stand(tmp_path):
+    pairs = [colour_pair(number) for number in range(30)]
+    pairs[3] = bad("torn", picture("red")[:100])
+    runtime = ColourRuntime()
+    first = EmbeddingJob(runtime, tmp_path / "first", batch_size=4, shard_size=10)
+    outcomes = list(first.run(pairs))
+    first.write_vectors(tmp_path / "first.npy")
+    digests = [outcome.digest for outcome in outcomes if outcome.embedded]
+    known = dict(zip(digests, np.load(tmp_path / "first.npy"), strict=True))
+    moved = [colour_pair(77), *reversed(pairs), colour_pair(78)]
+    again = EmbeddingJob(runtime, tmp_path / "again", batch_size=4, shard_size=10, known=known.get)
+    before = runtime.embedded
+    there = list(again.run(moved))
+    assert runtime.embedded - before == 2
+    assert again.known_images == 29
+    assert [outcome.reason for outcome in there if not outcome.embedded] == ["damaged"]
+    again.write_vectors(tmp_path / "again.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "again.npy")[1:-1], np.load(tmp_path / "first.npy")[::-1])
+
+
 def test_a_file_is_read_once_for_its_digest_and_its_pixels_and_not_again_while_it_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("DUAL_ENCODER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(digest_memo, "SETTLED_SECONDS", -1.0)  # files of a moment ago count as settled
