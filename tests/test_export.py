@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
 import numpy as np
+import onnx
 import pytest
 import tensorflow as tf
+from PIL import Image
 from tiny_training import CONFIG
 
-from data.errors import BundleError
-from data.images import load_pixels
+from data.errors import BundleError, SourceError
+from data.images import Resize, load_pixels
+from data.pairs import ImageBytes, ImageTextPair
 from data.sources.openmoji import draw
+from dual_encoder import export as export_module
 from dual_encoder.bundle import Bundle
 from dual_encoder.bundle_model import save_bundle
+from dual_encoder.engines import OnnxEngine
 from dual_encoder.export import SAMPLE, export, main
 from dual_encoder.model import DualEncoder
 from dual_encoder.runtime import Runtime
@@ -65,6 +75,66 @@ def test_an_export_gives_the_runtime_s_embeddings_of_strings_in_many_scripts(bun
 @pytest.mark.slow
 def test_the_default_model_s_export_gives_its_embeddings(default_runtime: Runtime, tmp_path: Path) -> None:
     check_export(default_runtime.bundle, default_runtime, tmp_path / "1")
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad", "shortest_edge", "shortest_edge_rounded"])
+def test_onnx_files_and_their_own_readme_give_the_runtime_s_embeddings(
+    bundle: Bundle, tmp_path: Path, resize: Resize
+) -> None:
+    preprocessing = dataclasses.replace(bundle.preprocessing, resize=resize)
+    bundle = Bundle(bundle.path, {**bundle.manifest, "preprocessing": preprocessing.to_config()})
+    out = tmp_path / "towers"
+    assert sorted(export(bundle, out, "onnx")) == sorted(path.name for path in out.iterdir())
+    program = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text("utf-8"), re.DOTALL)[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_mandelbrot((90, 61), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(tmp_path / "1.jpg", exif=exif)
+    Image.effect_mandelbrot((300, 500), (-1, -1, 1, 1), 50).save(tmp_path / "2.jpg")
+    (tmp_path / "3.png").write_bytes(draw("🍌"))
+    images = [tmp_path / name for name in ("1.jpg", "2.jpg", "3.png")]
+    asked = f"import json\nprint(json.dumps([embed_texts({CAPTIONS[:20]!r}).tolist(), "
+    asked += f"embed_images({[str(path) for path in images]!r}).tolist()]))\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program + asked], cwd=out, stdout=subprocess.PIPE, text=True, check=True
+    )
+    texts, pictures = (np.array(rows) for rows in json.loads(done.stdout))
+    engine = OnnxEngine(out / "text.onnx")
+    runtime = Runtime(bundle, OnnxEngine(out / "image.onnx"), engine)
+    np.testing.assert_allclose(texts, runtime.embed_texts(CAPTIONS[:20]), atol=1e-5)
+    np.testing.assert_allclose(pictures, runtime.embed_images([path.read_bytes() for path in images]), atol=1e-5)
+    assert np.abs(pictures - pictures[0]).max() > 1e-3, "different images are told apart"
+
+
+@pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
+def test_an_engine_that_differs_is_not_published(bundle: Bundle, tmp_path: Path, tower: str) -> None:
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "m"))
+    graph = onnx.load(copy / f"{tower}.onnx")
+    largest = max(graph.graph.initializer, key=lambda weight: math.prod(weight.dims))
+    values = onnx.numpy_helper.to_array(largest)
+    largest.CopyFrom(onnx.numpy_helper.from_array(np.roll(values, 1), largest.name))
+    onnx.save(graph, copy / f"{tower}.onnx")
+    with pytest.raises(BundleError, match="nothing is written"):
+        export(Bundle(copy, bundle.manifest), tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_is_compared_on_the_pairs_that_are_given(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [
+        ImageTextPair("1", ImageBytes(lambda: draw("🍎")), ("an apple", "a fruit")),
+        ImageTextPair("2", ImageBytes(lambda: b"no image"), ("nothing",)),
+    ]
+    seen = []
+    measure = export_module.largest_difference
+    monkeypatch.setattr(export_module, "largest_difference", lambda *all_: seen.append(all_[3:]) or measure(*all_))
+    export(bundle, tmp_path / "out", "onnx", given)
+    ((texts, pixels),) = seen
+    assert texts == [*SAMPLE, "an apple", "a fruit", "nothing"]
+    np.testing.assert_array_equal(pixels[-1], load_pixels(draw("🍎"), bundle.preprocessing))
+    with pytest.raises(SourceError, match="do not"):
+        export(bundle, tmp_path / "other", "onnx", given[1:])
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_command_exports_once_and_keeps_what_is_there(bundle: Bundle, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ TOOLS = (
     "dual_encoder.correct_hubness",
     "dual_encoder.evaluate",
     "dual_encoder.export",
+    "dual_encoder.half_precision",
     "dual_encoder.import_model",
     "dual_encoder.quantize",
     "dual_encoder.zero_shot",

@@ -41,9 +41,10 @@ def sentence_transformers(settings):
 
     torch.set_num_threads(settings["threads"])
     model = sentence_transformers.SentenceTransformer(settings["model"], device="cpu")
+    model.max_seq_length = settings["longest"]
 
     def encode(sentences):
-        return model.encode(sentences, batch_size=len(sentences), normalize_embeddings=True, show_progress_bar=False)
+        return model.encode(sentences, batch_size=settings["batch"], normalize_embeddings=True, show_progress_bar=False)
 
     return encode, {"sentence-transformers": sentence_transformers.__version__, "torch": torch.__version__}
 
