@@ -46,9 +46,9 @@ class Runtime:
 
         "auto" runs Keras on a GPU where TensorFlow sees one, in 16 bits where `dual_encoder.half_precision` admitted
         them; elsewhere a tower's published ONNX graph, in int8 where `dual_encoder.quantize` admitted it, and Keras for
-        a tower without. "onnxruntime" is float32. `threads` are
-        ONNX Runtime's, as many as there are cores for this process if it is not given. `BundleError` for a bad bundle,
-        and for "onnxruntime" with a bundle that lacks such a graph.
+        a tower without. "onnxruntime" is float32. `threads` are ONNX Runtime's, as many as there are cores for this
+        process if it is not given. `BundleError` for a bad bundle, and for "onnxruntime" with a bundle that lacks such
+        a graph.
         """
         opened = open_named_bundle(bundle)
         towers = ("image_tower", "text_tower")
