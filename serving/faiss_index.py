@@ -25,9 +25,9 @@ TRAINING_PER_LIST = 64
 # Up to so many allowed rows are compared one by one: the lists would hold few of them, and it takes no longer.
 EXACT_SUBSET = 10_000
 
-# Among allowed rows that all lie far from a query, scores differ less than one bit a dimension tells: so many times as
-# many are compared exactly.
-FILTERED_CANDIDATES = 4
+# Among rows that lie far from a query, scores differ less than one bit a dimension tells. So many times as many are
+# compared exactly when only some rows are allowed, and when these are mostly not where the query's neighbours are.
+FILTERED_CANDIDATES, FAR_CANDIDATES = 4, 16
 
 # Rows handed to FAISS at once while building, so that memory-mapped vectors are never all in memory.
 ADD_ROWS = 65_536
@@ -83,7 +83,7 @@ class FaissIndex:
         # a second OpenMP thread and loses much when the cores are busy.
         faiss.omp_set_num_threads(1)
         if allowed is not None and isinstance(self.index, faiss.IndexIVF):
-            proposed = self._search_lists(queries, min(FILTERED_CANDIDATES * self._candidates(k), count), allowed)
+            proposed = self._search_lists(queries, self._candidates(k), allowed)
         else:
             parameters = self._parameters(allowed)
             _, proposed = self.index.search(queries, min(self._candidates(k), count), params=parameters)
@@ -112,7 +112,7 @@ class FaissIndex:
         return parameters
 
     def _search_lists(self, queries: np.ndarray, k: int, allowed: RowSubset) -> np.ndarray:
-        """The `k` most promising allowed rows (Q, k), from the nearest lists that hold any.
+        """The most promising allowed rows, some multiple of `k`, from the nearest lists that hold any: (Q, K) or -1.
 
         Where the allowed rows stand together far from a query, the lists around it hold none or the wrong ones. So
         lists are taken until they hold twice the share of the allowed rows that a search of all rows looks at; more
@@ -122,6 +122,10 @@ class FaissIndex:
         share = 2 * parameters.nprobe / self.index.nlist / np.sqrt(len(allowed) / len(self))
         held = np.bincount(self._list_of_row[allowed.mask], minlength=self.index.nlist)
         distances, lists = self.index.quantizer.search(queries, self.index.nlist)  # (Q, nlist), nearest first
+        near = lists[:, : parameters.nprobe]
+        allowed_near = held[near].sum(axis=1) / len(allowed)
+        far = allowed_near < self._list_sizes[near].sum(axis=1) / len(self) / 2
+        k = min((FAR_CANDIDATES if far.any() else FILTERED_CANDIDATES) * k, len(allowed))
         before = np.cumsum(held[lists], axis=1) - held[lists]
         taken = (held[lists] > 0) & (before < share * len(allowed))
         first = np.argsort(~taken, axis=1, kind="stable")[:, : int(taken.sum(axis=1).max())]
@@ -143,6 +147,11 @@ class FaissIndex:
             if size:
                 lists[faiss.rev_swig_ptr(self.index.invlists.get_ids(number), size)] = number
         return lists
+
+    @cached_property
+    def _list_sizes(self) -> np.ndarray:
+        """(nlist,): how many rows stand in each list."""
+        return np.bincount(self._list_of_row, minlength=self.index.nlist)
 
     def save(self, path: Path) -> None:
         """Write FAISS's own format; `OSError` as for any file."""
