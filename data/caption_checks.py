@@ -18,7 +18,10 @@ from data.pairs import PairSource
 from data.quarantine import QuarantineEntry
 from data.text import clean_caption
 
-FILE_NAME = re.compile(r"(?i)^(img|dscn?|image|photo|screenshot)?[\s_-]*\d[\d\s_-]*$|^\S+\.(jpe?g|png|gif|webp)$")
+# What a camera or a scanner names: IMG_1234, 20190412_134455, a.jpg. A short number alone is a word: 100, 1969, 747.
+FILE_NAME = re.compile(
+    r"(?i)^(img|dscn?|image|photo|screenshot)[\s_-]*\d[\d\s_-]*$|^\d([\s_-]*\d){7,}$|^\S+\.(jpe?g|png|gif|webp)$"
+)
 WEB_ADDRESS = re.compile(r"(?i)\bhttps?://|\bwww\.")
 MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(amp|lt|gt|quot|nbsp|#\d+);")
 LONG = 80  # words; text towers read some 64 to 128 tokens of a caption

@@ -73,6 +73,20 @@ def test_empty_long_and_odd_captions_are_counted_not_listed() -> None:
     assert sum(found.words) == found.figures["captions"] == 3
 
 
+@pytest.mark.parametrize(
+    "caption", ["IMG_1234", "dsc 0042", "photo 7", "Screenshot 2019-04-12", "20190412_134455", "00001234", "cat.jpg"]
+)
+def test_names_that_a_camera_gives_are_listed(caption: str) -> None:
+    (entry,) = look_at_captions(Captions([(caption, "a dog on a beach")])).entries
+    assert (entry.caption, entry.reason) == (caption, "file name as caption")
+
+
+@pytest.mark.parametrize("caption", ["100", "1969", "747", "1 2 3", "24-7", "1000000", "image", "a photo of 2 cats"])
+def test_numbers_and_words_are_captions(caption: str) -> None:
+    """A hundred points is an emoji."""
+    assert not look_at_captions(Captions([(caption,)])).entries
+
+
 def test_a_common_beginning_is_told_with_how_often_it_occurs() -> None:
     source = Captions([(f"stock photo for free download {n} of a street",) for n in range(100)])
     found = look_at_captions(source)
