@@ -69,12 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def corrupted(splits: Splits, kind: str, rate: float, seed: int) -> Splits:
     """The splits with captions of that share of training and validation images moved; the test split as it is."""
-    from dual_encoder.pair_doctor import frozen_pairs
+    from dual_encoder.judged_pairs import FrozenEncoder, judged_pairs
 
     pairs = [pair for part in CLEANED for pair in splits[part]]
     if kind == "flipped":
-        frozen = frozen_pairs(pairs)
-        moved = flipped(frozen.pairs, np.asarray(frozen.features.images), rate, seed)
+        judged = judged_pairs(FrozenEncoder(), pairs)
+        moved = flipped([pairs[place] for place in judged.kept], judged.features.images[:], rate, seed)
     else:
         moved = {"shuffled": shuffled, "targeted": targeted}[kind](pairs, rate, seed)
     by_id = {pair.image_id: pair for pair in moved}
@@ -92,10 +92,10 @@ def ways(data: Splits, entries: list[QuarantineEntry]) -> dict[str, Splits]:
 def examine(data: Splits, splits: Splits) -> tuple[dict[str, float], list[QuarantineEntry]]:
     """What the doctor's scorer says of the captions, and its quarantine; `splits` hold the truth."""
     from dual_encoder.calibration_fit import auroc
-    from dual_encoder.pair_doctor import mismatched_pairs
+    from dual_encoder.pair_doctor import mismatched_pairs, pair_encoder
 
     true = {(pair.image_id, caption) for part in CLEANED for pair in splits[part] for caption in pair.captions}
-    entries, share = mismatched_pairs([pair for part in CLEANED for pair in data[part]], 0.0)
+    entries, share = mismatched_pairs([pair for part in CLEANED for pair in data[part]], 0.0, pair_encoder())
     wrong = np.array([(entry.image_id, entry.caption) not in true for entry in entries])
     log_odds = np.array([entry.score for entry in entries])  # that the pair fits
     listed = np.array([entry.weight < DROPPED_BELOW for entry in entries])

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from data.doctor_report import DoctorReport, render
 from data.durable import write_atomic, write_json
 from data.errors import SourceError
 from data.groups import write_groups
-from data.image_checks import ImageFindings, look_at_images
-from data.pairs import PairSource
+from data.image_checks import ImageEmbedder, ImageFindings, look_at_images
+from data.pairs import ImageTextPair, PairSource
 from data.quarantine import QuarantineEntry, write_entries
 from data.sources import SOURCE_HELP, open_source
 
@@ -57,8 +58,14 @@ def examine(source: PairSource, parts: Sequence[str], out: Path, bundle: str | N
     listed: list[QuarantineEntry] = []
     figures: dict[str, Any] = {"source": source.name, "images": len(source)}
     images, captions = ImageFindings(), CaptionFindings()
+    embed: ImageEmbedder | None = None
+    if "pairs" in parts:
+        from dual_encoder.pair_doctor import image_rows, mismatched_pairs, pair_encoder
+
+        encoder = pair_encoder(bundle)
+        embed = partial(image_rows, encoder)
     if "images" in parts:
-        images = look_at_images(source)
+        images = look_at_images(source, embed)
         listed += images.entries
         figures |= images.figures
         write_groups(out / "groups.jsonl", images.groups)
@@ -67,11 +74,9 @@ def examine(source: PairSource, parts: Sequence[str], out: Path, bundle: str | N
         listed += captions.entries
         figures |= captions.figures
     if "pairs" in parts:
-        from dual_encoder.pair_doctor import mismatched_pairs
-
-        bad = {entry.image_id for entry in listed if entry.caption is None}
-        judged = [pair for pair in source if pair.split != "test" and pair.image_id not in bad]
-        mismatched, figures["estimated share of mismatched pairs"] = mismatched_pairs(judged, LISTED_FROM, bundle)
+        judged = _Judged(source, {entry.image_id for entry in listed if entry.caption is None})
+        mismatched, share = mismatched_pairs(judged, LISTED_FROM, encoder)
+        figures["estimated share of mismatched pairs"] = share
         listed += mismatched
     figures["listed"] = dict(Counter(entry.reason for entry in listed))
     report = DoctorReport(source, figures, listed, images, captions)
@@ -79,6 +84,16 @@ def examine(source: PairSource, parts: Sequence[str], out: Path, bundle: str | N
     write_json(out / "report.json", figures)
     write_atomic(out / "report.html", render(report).encode())
     return report
+
+
+class _Judged:
+    """The pairs that a mismatch is looked for in, as often as they are asked for: none of the test split."""
+
+    def __init__(self, source: PairSource, bad: set[str]) -> None:
+        self._source, self._bad = source, bad
+
+    def __iter__(self) -> Iterator[ImageTextPair]:
+        return (pair for pair in self._source if pair.split != "test" and pair.image_id not in self._bad)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from data import console
 from data.durable import digest_bytes
+from data.embedding_neighbours import Rows
 from data.errors import ImageError
 from data.groups import Member, join_groups
 from data.image_likeness import Look, look_of
@@ -27,6 +29,9 @@ LONGEST_ASPECT = 10.0  # sides beyond this ratio leave little when an image is s
 MOST_PIXELS = 25_000_000
 HELD_OUT = ("test", "validation")  # no copy of theirs is to be trained on, nor one of the first in the second
 AHEAD = 64
+
+# Gives the embeddings (N, D) of images, in order; zeros for one that cannot be embedded.
+ImageEmbedder = Callable[[Iterable[ImageTextPair]], Rows]
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,16 @@ class _Seen:
     look: Look | None = None
 
 
-def look_at_images(source: PairSource) -> ImageFindings:
-    """Read and decode every image of a source on all cores, and compare them."""
+def look_at_images(source: PairSource, embed: ImageEmbedder | None = None) -> ImageFindings:
+    """Read and decode every image of a source on all cores, and compare them, by their embeddings too if there are."""
     found = ImageFindings()
     members: dict[str, list[Member]] = {}  # by digest
     digests: list[str] = []  # of each look
+    places = array("q")  # of each look, in the source
     with NearDuplicates() as looks:
         seen = map_ordered(_looked_at, source, ahead=AHEAD)
-        for one in console.progress(seen, "looking at images", total=len(source), unit="images"):
+        shown = console.progress(seen, "looking at images", total=len(source), unit="images")
+        for place, one in enumerate(shown):
             if one.reason:
                 found.entries.append(QuarantineEntry(one.pair.image_id, None, one.reason))
             if one.digest is None:
@@ -79,9 +86,10 @@ def look_at_images(source: PairSource) -> ImageFindings:
             if one.digest not in members and one.look is not None:
                 looks.add(one.look)
                 digests.append(one.digest)
+                places.append(place)
             members.setdefault(one.digest, []).append((one.pair.image_id, one.pair.group, one.pair.split))
         console.say(f"comparing {len(looks):,} different images")
-        pairs = looks.pairs()
+        pairs = looks.pairs(None if embed is None or len(looks) < 2 else embed(_images(source, places, digests)))
     joined = [(digests[pair.one], digests[pair.other]) for pair in pairs]
     found.near = [
         Likeness(members[one][0][0], members[other][0][0], pair.likeness, pair.mirrored)
@@ -89,6 +97,16 @@ def look_at_images(source: PairSource) -> ImageFindings:
     ]
     _judge(found, members, joined)
     return found
+
+
+def _images(source: PairSource, places: Iterable[int], digests: Iterable[str]) -> Iterator[ImageTextPair]:
+    """The pairs at these places, without their captions and with the digests of their images."""
+    wanted = iter(zip(places, digests, strict=True))
+    place, digest = next(wanted, (-1, ""))
+    for number, pair in enumerate(source):
+        if number == place:
+            yield replace(pair, captions=(), caption_weights=(), digest=digest)
+            place, digest = next(wanted, (-1, ""))
 
 
 def _judge(found: ImageFindings, members: dict[str, list[Member]], joined: list[tuple[str, str]]) -> None:

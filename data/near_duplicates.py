@@ -1,21 +1,23 @@
-"""Finds images that look the same among millions, by perceptual hash and small copy; knows no file and no caption.
+"""Finds images that look the same among millions: hash and embedding propose, a small copy decides; knows no file.
 
 Two images are the same when the hash of one is within `RADIUS` bits of that of the other, or of its mirror image, and
 their small copies agree. No pair within the radius is missed: of four bands of 16 bits, one differs by at most a
-quarter of the radius (multi-index hashing, Norouzi, Punjani and Fleet, CVPR 2012).
+quarter of the radius (multi-index hashing, Norouzi, Punjani and Fleet, CVPR 2012). Where there are embeddings of the
+images, nearest neighbours are compared too: they stay near when a cut or a word in a corner changes the hash.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import IO
 
 import numpy as np
 
-from data.image_likeness import BYTES, Look, alike, mirror
+from data.embedding_neighbours import Rows, neighbours
+from data.image_likeness import BYTES, Look, alike, alike_in_part, mirror
 
 RADIUS = 11  # bits of 64
 BANDS, BAND_BITS = 4, 16
@@ -61,8 +63,11 @@ class NearDuplicates:
         self._count += 1
         return self._count - 1
 
-    def pairs(self) -> list[NearPair]:
-        """Pairs that connect the images of each picture: n images of one have n - 1 pairs."""
+    def pairs(self, embeddings: Rows | None = None) -> list[NearPair]:
+        """Pairs that connect the images of each picture: n images of one have n - 1 pairs.
+
+        `embeddings` (N, D), of any length, are of the images in the order in which they were added.
+        """
         if self._count < 2:
             return []
         self._copies.flush()
@@ -78,6 +83,9 @@ class NearDuplicates:
         for other, is_mirrored in ((own, False), (mirrored, True)):
             for one, two in _collected(within_radius(own[rows], other[rows])):
                 search.verify(rows[one], rows[two], is_mirrored)
+        for one, two in neighbours(embeddings) if embeddings is not None else ():
+            for is_mirrored in (False, True):
+                search.verify(one, two, is_mirrored, alike_in_part)
         return search.found
 
 
@@ -95,7 +103,13 @@ class _Search:
             self._parent = above
         return self._parent
 
-    def verify(self, one: np.ndarray, other: np.ndarray, mirrored: bool) -> None:
+    def verify(
+        self,
+        one: np.ndarray,
+        other: np.ndarray,
+        mirrored: bool,
+        compare: Callable[[np.ndarray, np.ndarray], np.ndarray] = alike,
+    ) -> None:
         """Join those candidates whose small copies agree."""
         for start in range(0, len(one), _COPIES_AT_ONCE):
             labels = self.labels()
@@ -105,7 +119,7 @@ class _Search:
             if not len(a):
                 continue
             left, right = self._copies[a], self._copies[b]
-            likeness = alike(left, mirror(right) if mirrored else right)
+            likeness = compare(left, mirror(right) if mirrored else right)
             for n in np.argsort(-likeness)[: np.count_nonzero(likeness)].tolist():
                 self._join(int(a[n]), int(b[n]), float(likeness[n]), mirrored)
 

@@ -54,6 +54,14 @@ def embed_pairs(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> EmbeddedPai
 
 def embed_images(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> tuple[np.ndarray, set[int]]:
     """Embeddings (N, D) of the images that decode, and the positions of the others; `SourceError` when none does."""
+    found, bad = embed_decodable(runtime, pairs)
+    if not len(found):
+        raise SourceError("images that decode", f"{len(bad)} that do not", "check the data set with data.prepare")
+    return found, bad
+
+
+def embed_decodable(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> tuple[np.ndarray, set[int]]:
+    """As `embed_images`, but none is no error."""
     rows: list[np.ndarray] = []
     bad: set[int] = set()
     batches = decoded_batches((pair.image for pair in pairs), runtime.preprocessing)
@@ -61,6 +69,4 @@ def embed_images(runtime: Runtime, pairs: Sequence[ImageTextPair]) -> tuple[np.n
         bad.update(position for position, _ in batch.rejected)
         if batch.positions:
             rows.append(runtime.embed_pixels(batch.pixels))
-    if not rows:
-        raise SourceError("images that decode", f"{len(bad)} that do not", "check the data set with data.prepare")
-    return np.concatenate(rows), bad
+    return np.concatenate(rows) if rows else np.empty((0, runtime.embedding_dim), np.float32), bad

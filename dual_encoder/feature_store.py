@@ -49,6 +49,12 @@ class MappedRows:
         """Some of these rows, still in their file."""
         return MappedRows(self.array, self.rows[np.asarray(chosen, np.int64)])
 
+    @classmethod
+    def joined(cls, parts: Sequence[MappedRows]) -> MappedRows:
+        """Rows of one store that were asked for one after another, which the latest array holds all of."""
+        latest = max(parts, key=lambda part: len(part.array) if part.shape[1] else 0)
+        return cls(latest.array, np.concatenate([part.rows for part in parts]))
+
 
 def take_rows(array: np.ndarray | MappedRows, rows: np.ndarray, out: np.ndarray) -> None:
     """Write `array[rows]` to `out`, without a copy in between."""

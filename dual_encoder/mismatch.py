@@ -8,11 +8,12 @@ confidence intervals for mixture proportions", Annals of Statistics 27), fitted 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from dual_encoder.pair_scores import PairFeatures, pair_scores
+from dual_encoder.pair_scores import PairFeatures, Scorer, pair_scores
 
 PRIOR = 0.01  # precision of the coefficients of the log ratio
 PENALTIES = (10.0, 5.0)  # of the first round, which trusts every pair, and of the second, which knows better
@@ -31,11 +32,13 @@ class Mismatch:
         return float(self.probability.mean())
 
 
-def find_mismatched(pairs: PairFeatures, seed: int = 0) -> Mismatch:
-    """Score every pair out of fold, judge, and once more by what is believed to fit."""
+def find_mismatched(
+    pairs: PairFeatures, seed: int = 0, kept: Callable[[Scorer], Scorer] = lambda score: score
+) -> Mismatch:
+    """Score every pair out of fold, judge, and once more by what is believed to fit; `kept` as for `pair_scores`."""
     trust = np.ones(len(pairs.captions))
     for number, penalty in enumerate(PENALTIES):
-        found = separate(*pair_scores(pairs, trust, penalty, seed + number))
+        found = separate(*pair_scores(pairs, trust, penalty, seed + number, kept))
         trust = np.maximum(1 - found.probability, 1e-3)
     return found
 

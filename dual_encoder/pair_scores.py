@@ -12,18 +12,20 @@ The second and third are label sanitisation by neighbours (Paudice et al. 2018, 
 has learned nothing from the pairs: it tells most where many captions are wrong. A closed-form regression averages wrong
 captions away instead of learning them by heart, which is what early stopping is for in networks (Huang et al.,
 "Learning with Noisy Correspondence", NeurIPS 2021). Pairs are taken in parts of some `PART` captions that know nothing
-of each other, so that time grows with the number of captions and memory does not.
+of each other, so that time grows with the number of captions and memory does not; whoever keeps the scores of parts
+need not wait for them again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from data import console
+from data.embedding_neighbours import Rows
 from data.errors import SourceError
-from dual_encoder.feature_store import MappedRows
 from dual_encoder.metrics import unit
 
 FOLDS = 5
@@ -41,17 +43,46 @@ class PairFeatures:
     what each image is taken for by a model that never saw the pairs.
     """
 
-    images: np.ndarray | MappedRows
-    captions: np.ndarray | MappedRows
+    images: Rows
+    captions: Rows
     image_row: np.ndarray
     groups: np.ndarray
-    named: np.ndarray | None = None
+    named: Rows | None = None
 
 
-def pair_scores(pairs: PairFeatures, trust: np.ndarray, penalty: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Part:
+    """Some captions to be judged together, and all that their scores depend on.
+
+    For each caption, the features of its image (B, F) and its own (B, G), what its image is taken for (B, G) or None,
+    its group and fold, and how far it is trusted, all (B,).
+    """
+
+    images: np.ndarray
+    captions: np.ndarray
+    named: np.ndarray | None
+    group: np.ndarray
+    fold: np.ndarray
+    trust: np.ndarray
+    penalty: float
+    random: np.random.Generator  # chooses partners
+
+
+Scores = tuple[np.ndarray, np.ndarray]
+Scorer = Callable[[Part], Scores]
+
+
+def pair_scores(
+    pairs: PairFeatures,
+    trust: np.ndarray,
+    penalty: float,
+    seed: int,
+    kept: Callable[[Scorer], Scorer] = lambda score: score,
+) -> Scores:
     """Signals (C, K) of the pairs, and (C, K) of as many pairs at random, which show what a mismatch looks like.
 
-    `trust` (C,) weights the pairs to learn from. `SourceError` for too few.
+    `trust` (C,) weights the pairs to learn from; `kept` may give a scorer that remembers parts. `SourceError` for too
+    few.
     """
     group = np.unique(pairs.groups, return_inverse=True)[1][pairs.image_row]
     count = int(group.max(initial=-1)) + 1
@@ -66,43 +97,46 @@ def pair_scores(pairs: PairFeatures, trust: np.ndarray, penalty: float, seed: in
     fold = random.permutation(count) % (FOLDS * parts)  # of each group
     signals = 3 if pairs.named is None else 4
     real, chance = np.zeros((len(group), signals)), np.zeros((len(group), signals))
-    for part in range(parts):
-        rows = np.flatnonzero(fold[group] // FOLDS == part)
-        real[rows], chance[rows] = _part_scores(
-            pairs, rows, group[rows], fold[group[rows]], trust[rows], penalty, random
+    score = kept(score_part)
+    shown = console.progress(range(parts), f"judging captions, parts of {PART:,}", quiet=parts == 1)
+    for number in shown:
+        rows = np.flatnonzero(fold[group] // FOLDS == number)
+        images, image = np.unique(pairs.image_row[rows], return_inverse=True)
+        ahead = random.bit_generator.jumped(number)  # type: ignore[attr-defined]  # further than a part goes
+        part = Part(
+            pairs.images[images][image],
+            pairs.captions[rows],
+            None if pairs.named is None else pairs.named[images][image],
+            group[rows],
+            fold[group[rows]],
+            trust[rows],
+            penalty,
+            np.random.Generator(ahead),
         )
+        real[rows], chance[rows] = score(part)
     return real, chance
 
 
-def _part_scores(
-    pairs: PairFeatures,
-    rows: np.ndarray,
-    group: np.ndarray,
-    fold: np.ndarray,
-    trust: np.ndarray,
-    penalty: float,
-    random: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """`pair_scores` of the captions `rows` (B,), whose groups, folds and trust are given."""
-    image_row = pairs.image_row[rows]
-    image_features, caption_features = _centred(unit(pairs.images[image_row])), _centred(pairs.captions[rows])
+def score_part(part: Part) -> Scores:
+    """`pair_scores` of the captions of one part."""
+    image_features, caption_features = _centred(unit(part.images)), _centred(part.captions)
     image, caption = unit(image_features), unit(caption_features)
-    named = None if pairs.named is None else unit(_centred(pairs.named[image_row]))
+    named = None if part.named is None else unit(_centred(part.named))
 
     def tables(held: np.ndarray, rest: np.ndarray) -> Iterator[np.ndarray]:
-        known = (image_features[rest], caption_features[rest], trust[rest])
-        yield unit(_ridge(*known, penalty, image_features[held])) @ caption[held].T
-        yield _neighbour_mean(image, caption, held, rest, trust) @ caption[held].T
-        yield image[held] @ _neighbour_mean(caption, image, held, rest, trust).T
+        known = (image_features[rest], caption_features[rest], part.trust[rest])
+        yield unit(_ridge(*known, part.penalty, image_features[held])) @ caption[held].T
+        yield _neighbour_mean(image, caption, held, rest, part.trust) @ caption[held].T
+        yield image[held] @ _neighbour_mean(caption, image, held, rest, part.trust).T
         if named is not None:
             yield named[held] @ caption[held].T
 
     signals = 3 if named is None else 4
-    real, chance = np.zeros((len(rows), signals)), np.zeros((len(rows), signals))
-    for number in np.unique(fold):
-        held, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        own, partner = np.arange(len(held)), _partners(group[held], random)
-        gallery = random.permutation(len(held))[:GALLERY]
+    real, chance = np.zeros((len(caption), signals)), np.zeros((len(caption), signals))
+    for number in np.unique(part.fold):
+        held, rest = np.flatnonzero(part.fold == number), np.flatnonzero(part.fold != number)
+        own, partner = np.arange(len(held)), _partners(part.group[held], part.random)
+        gallery = part.random.permutation(len(held))[:GALLERY]
         for column, table in enumerate(tables(held, rest)):
             standard = _standardised(table, gallery)
             real[held, column], chance[held, column] = standard[own, own], standard[own, partner]

@@ -42,14 +42,24 @@ class CaptionTable:
 
 def captioned(pairs: Sequence[ImageTextPair], what: str) -> list[ImageTextPair]:
     """Those with at least one caption; `SourceError` when there are none."""
-    kept = [pair for pair in pairs if any(clean_caption(caption) for caption in pair.captions)]
+    kept = [pair for pair in pairs if is_captioned(pair)]
     if not kept:
-        raise SourceError(
-            f"captioned images in the {what} split",
-            f"{len(pairs)} images, none with a caption" if pairs else "no image",
-            "add captions, or see python -m data.prepare --help for how a data set is split",
-        )
+        raise no_captions(len(pairs), what)
     return kept
+
+
+def is_captioned(pair: ImageTextPair) -> bool:
+    """Whether one of the captions has content."""
+    return any(clean_caption(caption) for caption in pair.captions)
+
+
+def no_captions(images: int, what: str) -> SourceError:
+    """The error that no image of a split has a caption."""
+    return SourceError(
+        f"captioned images in the {what} split",
+        f"{images} images, none with a caption" if images else "no image",
+        "add captions, or see python -m data.prepare --help for how a data set is split",
+    )
 
 
 def image_groups(pairs: Sequence[ImageTextPair]) -> list[int]:

@@ -158,3 +158,15 @@ def test_mapped_rows_are_read_as_an_array_is() -> None:
     np.testing.assert_array_equal(rows[-3], expected[0])
     np.testing.assert_array_equal(rows[[2, 0]], expected[[2, 0]])
     assert (len(rows), rows.shape, rows.dtype) == (3, (3, 3), np.float32)
+
+
+def test_rows_asked_for_while_a_store_grows_are_joined(tmp_path: Path) -> None:
+    store, names = FeatureStore(tmp_path), digests_of([f"{n:064x}" for n in range(1, 7)])
+    numbers = np.arange(12, dtype=np.float32).reshape(6, 2)
+    parts = []
+    for chosen in ([0, 1, 2], [3, 4], [1, 5]):
+        missing = store.missing(names[chosen])
+        rows = np.array(chosen)[missing]
+        store.add(names[rows], numbers[rows], np.zeros(len(rows), bool))
+        parts.append(store.rows(names[chosen]))
+    np.testing.assert_array_equal(MappedRows.joined(parts)[:], numbers[[0, 1, 2, 3, 4, 1, 5]])

@@ -36,7 +36,39 @@ COPIES = {
     "mirrored": ImageOps.mirror,
     "mirrored, saved again": lambda image: jpeg(ImageOps.mirror(image)),
     "cropped": cropped,
+    "without colour": lambda image: image.convert("L").convert("RGB"),
 }
+# What moves the hash too far, but not an embedding.
+COPIES_FOR_EMBEDDINGS = {
+    "cut at a corner": lambda image: image.crop((0, 0, round(image.width * 0.9), round(image.height * 0.9))),
+    "cut at the other corner, mirrored": lambda image: ImageOps.mirror(
+        image.crop((round(image.width * 0.07), round(image.height * 0.07), image.width, image.height))
+    ),
+    "written over": lambda image: written_over(image),
+}
+
+
+def written_over(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    width, height = image.size
+    ImageDraw.Draw(image).rectangle((0.6 * width, 0.88 * height, 0.95 * width, 0.97 * height), "black")
+    return image
+
+
+def landscape(seed: int) -> Image.Image:
+    """Texture all over, as a photograph has."""
+    random = np.random.default_rng(seed)
+    layers = [
+        np.asarray(Image.fromarray(random.integers(0, 256, (n, n, 3), np.uint8)).resize((160, 120), 3), np.float32)
+        for n in (4, 8, 16)
+    ]
+    return Image.fromarray(np.mean(layers, axis=0).astype(np.uint8))
+
+
+def embeddings(pictures: list[int]) -> np.ndarray:
+    """Near each other for images of one picture, at right angles or so for others."""
+    noise = np.random.default_rng(7)
+    return np.stack([np.random.default_rng(n).normal(size=64) + 0.1 * noise.normal(size=64) for n in pictures])
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +77,11 @@ def drawings() -> list[Image.Image]:
     return [decode(pair.image.read()) for pair in list(OpenMoji())[500:1300:20]]
 
 
-def found(images: list[Image.Image]) -> set[tuple[int, int, bool]]:
+def found(images: list[Image.Image], embeddings: np.ndarray | None = None) -> set[tuple[int, int, bool]]:
     with NearDuplicates() as looks:
         for image in images:
             looks.add(look_of(image))
-        return {(pair.one, pair.other, pair.mirrored) for pair in looks.pairs()}
+        return {(pair.one, pair.other, pair.mirrored) for pair in looks.pairs(embeddings)}
 
 
 @pytest.mark.parametrize("kind", COPIES)
@@ -59,6 +91,34 @@ def test_copies_are_found_and_nothing_else(kind: str, drawings: list[Image.Image
     pairs = {(one, other) for one, other, _ in found([*drawings, *copies])}
     assert all(other == one + count for one, other in pairs), "two different drawings were taken for one"
     assert len(pairs) >= count * (0.85 if kind == "cropped" else 1)
+
+
+@pytest.mark.parametrize("kind", COPIES_FOR_EMBEDDINGS)
+def test_embeddings_find_copies_that_the_hash_does_not(kind: str) -> None:
+    count = 30
+    images = [landscape(seed) for seed in range(count)]
+    images += [COPIES_FOR_EMBEDDINGS[kind](image) for image in images]
+    by_hash = {(one, other) for one, other, _ in found(images)}
+    pairs = {(one, other) for one, other, _ in found(images, embeddings([*range(count), *range(count)]))}
+    assert all(other == one + count for one, other in pairs)
+    assert len(pairs) >= 0.8 * count
+    assert len(by_hash) < 0.7 * len(pairs)
+
+
+def test_what_an_embedding_takes_for_the_same_is_looked_at(drawings: list[Image.Image]) -> None:
+    """Flags with another emblem, hearts of another colour, and other pictures altogether."""
+    plain = Image.new("RGB", (90, 60), "white")
+    for n, colour in enumerate(("red", "white", "blue")):
+        ImageDraw.Draw(plain).rectangle((30 * n, 0, 30 * n + 29, 59), colour)
+    emblem = plain.copy()
+    ImageDraw.Draw(emblem).ellipse((38, 22, 52, 38), "green")
+    hearts = []
+    for colour in ("purple", "grey", "orange", "red"):
+        image = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(image).ellipse((8, 8, 56, 56), colour, "black", 3)
+        hearts.append(image)
+    for images in ([plain, emblem], hearts, drawings[:4]):
+        assert not found(images, embeddings([0] * len(images)))
 
 
 def test_a_mirrored_copy_is_said_to_be_mirrored(drawings: list[Image.Image]) -> None:
