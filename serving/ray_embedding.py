@@ -6,8 +6,10 @@ them by: a shared file system. A worker that dies is replaced, and what it was d
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,9 +32,13 @@ from serving.embedding_shard import (
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from dual_encoder.runtime import Runtime
+
 # Shards given to Ray at once. What they hold of the source (ids, captions, paths) is in memory meanwhile, and workers
 # load the model once for each such wave: 256 shards of 256 images are minutes of work for a core.
 WAVE = 256
+
+CONNECT_SECONDS = 5.0
 
 _PROJECT = Path(__file__).resolve().parent.parent
 
@@ -99,9 +105,10 @@ class RayEmbeddingJob(EmbeddingJob):
         try:
             for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
                 for row in batch["made"]:
-                    yield cloudpickle.loads(row)
-        except ray.exceptions.RayTaskError as error:
-            raise _told(error) from None
+                    made = cloudpickle.loads(row)
+                    if len(made) == 3:
+                        raise ClusterError(*made)
+                    yield made
         except ray.exceptions.RayError as error:
             received = f"{error}"[:300]
             raise ClusterError("a cluster that goes on", received, "run again: finished shards are kept") from None
@@ -125,27 +132,44 @@ class RayEmbeddingJob(EmbeddingJob):
 
 
 class ShardWorker:
-    """One process of the cluster with the model loaded; a row asks for a shard."""
+    """One process of the cluster with the model loaded; a row asks for a shard.
+
+    What a user can act on comes back as a value, for Ray wraps and hides what is raised.
+    """
 
     def __init__(self, bundle: str, fingerprint: str, batch_size: int, cores: int) -> None:
-        from dual_encoder.runtime import Runtime
-
-        self.runtime = Runtime.load(bundle, threads=cores)
-        self.fingerprint, self.batch_size, self.cores = fingerprint, batch_size, cores
+        self.bundle, self.fingerprint, self.batch_size, self.cores = bundle, fingerprint, batch_size, cores
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The file of the shard, and the stamps of its images' files."""
+        """The file of the shard with the stamps of its images' files, or the words of a `UserError`."""
+        from ray import cloudpickle
+
+        try:
+            made: tuple[Any, ...] = self._make(row["asked"])
+        except UserError as error:
+            made = (error.expected, error.received, error.next_step)
+        return {"made": cloudpickle.dumps(made)}
+
+    @functools.cached_property
+    def runtime(self) -> Runtime:
+        """The model that the job was asked to run."""
+        from dual_encoder.runtime import Runtime
+
+        runtime = Runtime.load(self.bundle, threads=self.cores)
+        if runtime.fingerprint != self.fingerprint:
+            raise ClusterError(
+                f"model {self.fingerprint[:12]} on every machine",
+                f"model {runtime.fingerprint[:12]}",
+                "copy the bundle to the same path everywhere",
+            )
+        return runtime
+
+    def _make(self, asked: bytes) -> tuple[bytes, list[Any]]:
         from ray import cloudpickle
 
         from data.loading import map_ordered
 
-        if self.runtime.fingerprint != self.fingerprint:  # here, since Ray hides what a constructor raises
-            raise ClusterError(
-                f"model {self.fingerprint[:12]} on every machine",
-                f"model {self.runtime.fingerprint[:12]}",
-                "copy the bundle to the same path everywhere",
-            )
-        found, known = cloudpickle.loads(row["asked"])
+        found, known = cloudpickle.loads(asked)
         stamps = []
 
         def load(image: FoundImage) -> Any:
@@ -157,7 +181,7 @@ class ShardWorker:
                 yield image
 
         shard = joined(list(embed_shard(self.runtime, noted(), self.batch_size)))
-        return {"made": cloudpickle.dumps((shard.to_bytes(self.runtime.fingerprint), stamps))}
+        return shard.to_bytes(self.runtime.fingerprint), stamps
 
 
 def _on_workers(rows: list[dict[str, Any]], settings: tuple[Any, ...], ray_settings: RaySettings) -> Dataset:
@@ -181,6 +205,7 @@ def _connected(settings: RaySettings) -> Iterator[None]:
 
     where = settings.address or "this machine"
     try:
+        _check_reachable(settings.address)
         ray.init(
             address=settings.address or "local",
             runtime_env={"env_vars": {"PYTHONPATH": str(_PROJECT)}},
@@ -188,7 +213,7 @@ def _connected(settings: RaySettings) -> Iterator[None]:
             logging_level=logging.ERROR,
             include_dashboard=None if settings.address else False,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         received = f"none at {where} ({error})"[:300]
         raise ClusterError("a Ray cluster", received, "check --address, or start one with `ray start`") from None
     for name in ("ray", "ray.data"):
@@ -202,9 +227,8 @@ def _connected(settings: RaySettings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _told(error: Any) -> UserError:
-    """The error a worker raised, if a user can act on it."""
-    cause = error.cause
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__ or getattr(cause, "cause", None)
-    return cause or ClusterError("workers that embed", f"{error}"[-300:], "read the worker's log, then run again")
+def _check_reachable(address: str) -> None:
+    """An `OSError` at once where nobody listens: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
