@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from data import console
 from data.attributes import EXPECTED, is_attribute, is_unicode
-from data.durable import only_process
-from data.errors import SnapshotError, SourceError
+from data.errors import SourceError
 from data.sources import SOURCE_HELP, open_source
 from data.splits import SPLITS, split_pairs
 
@@ -29,17 +28,21 @@ if TYPE_CHECKING:
     from serving.catalog import Catalog, CatalogEntry
     from serving.embedding_job import Outcome
 
-WORK, LOCK, REPORT = "work", "LOCK", "report.json"
+REPORT = "report.json"
 MAX_ID_CHARACTERS = 1_024
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How a job runs. `splits` empty stands for every image; the sizes count images and do not change the vectors."""
+    """How a job runs. `splits` empty stands for every image; the sizes count images and do not change the vectors.
+
+    `replace_online`: what the source holds takes the place of what was changed or deleted online, and not the reverse.
+    """
 
     splits: tuple[str, ...] = ()
     batch_size: int = 32
     shard_size: int = 256
+    replace_online: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class BuildReport:
     source: str
     model_name: str
     snapshot: str | None = None
-    indexed: int = 0
+    indexed: int = 0  # images in the snapshot: the source's, and those that were added online
+    embedded: int = 0  # images of the source that could be read
     reused_shards: int = 0
     embedded_shards: int = 0
     index: dict[str, Any] = field(default_factory=dict)
@@ -77,61 +81,73 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
     An index that is live in `out` stays so until the new one has been verified. `SourceError` when there is no readable
     image or an id occurs twice; `SnapshotError` when another job is writing to `out`.
     """
+    from serving.publish import WORK, only_builder
+
     settings = settings or BuildSettings()
     out.mkdir(parents=True, exist_ok=True)
     report = BuildReport(source.name, runtime.name)
-    with only_writer(out):
+    with only_builder(out):
         staged = out / WORK / "staged"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        _embed(runtime, source, out, settings, report)
-        if not report.indexed:
+        sequence, former = _embed(runtime, source, out, settings, report)
+        if not report.embedded:
             report.write(out)
             raise SourceError(
                 f"at least one readable image in {source.name}",
                 f"{len(report.skipped)} unreadable ones" if report.skipped else "none",
                 f"see {out / REPORT}" if report.skipped else "check the source",
             )
-        _publish(runtime, source, out, settings, report)
+        _publish(runtime, source, out, settings, report, sequence, former)
         report.write(out)
         shutil.rmtree(out / WORK)
     return report
 
 
-def _embed(runtime: Runtime, source: PairSource, out: Path, settings: BuildSettings, report: BuildReport) -> None:
-    """Stage the catalog and the vectors."""
-    from serving.catalog import write_catalog
+def _embed(
+    runtime: Runtime, source: PairSource, out: Path, settings: BuildSettings, report: BuildReport
+) -> tuple[int, str | None]:
+    """Stage what was changed online and the images of the source; return the number of the last change, and the name
+    of the snapshot that was live."""
+    from serving.carry_over import newest_readable, open_log, stage
     from serving.embedding_job import EmbeddingJob
-    from serving.snapshot import CATALOG, VECTORS
+    from serving.publish import WORK
+    from serving.staged_snapshot import StagedSnapshot
 
-    staged = out / WORK / "staged"
     job = EmbeddingJob(runtime, out / WORK / "shards", settings.batch_size, settings.shard_size)
     pairs = pairs_of_splits(source, settings.splits)
     outcomes = job.run(checked_pairs(pairs, source.name, report))
     outcomes = console.progress(outcomes, "embedding images", total=len(pairs))
-    report.indexed = write_catalog(staged / CATALOG, catalog_entries(outcomes, report))
-    report.reused_shards, report.embedded_shards = job.reused_shards, job.embedded_shards
-    if report.indexed:
-        job.write_vectors(staged / VECTORS)
+    with ExitStack() as stack:
+        staged = stack.enter_context(closing(StagedSnapshot(out / WORK / "staged", runtime.embedding_dim)))
+        log = stack.enter_context(closing(open_log(out)))
+        former = newest_readable(out, log)
+        if former is not None:
+            stack.enter_context(closing(former))
+        sequence = stage(staged, former, log, only_online=True)
+        staged.add(catalog_entries(outcomes, source.name, report), below=not settings.replace_online)
+        report.reused_shards, report.embedded_shards = job.reused_shards, job.embedded_shards
+        for vectors in job.vectors():
+            staged.add_vectors(vectors)
+        report.indexed = staged.finish()
+    return sequence, former.name if former else None
 
 
-def _publish(runtime: Runtime, source: PairSource, out: Path, settings: BuildSettings, report: BuildReport) -> None:
+def _publish(
+    runtime: Runtime, source: PairSource, out: Path, settings: BuildSettings, report: BuildReport,
+    sequence: int, former: str | None,
+) -> None:  # fmt: skip
     """Build and verify the search index over the staged vectors, and publish all of it."""
-    import numpy as np
-
-    from serving.attribute_columns import write_columns
     from serving.catalog import Catalog
-    from serving.index_recall import build_verified
-    from serving.snapshot import CATALOG, COLUMNS, FAISS, VECTORS, Manifest, publish
+    from serving.publish import WORK, index_staged, publish
+    from serving.snapshot import Manifest
+    from serving.staged_snapshot import CATALOG
 
     console.say(f"indexing {report.indexed:,} embeddings")
     staged = out / WORK / "staged"
-    vectors = np.load(staged / VECTORS, mmap_mode="r", allow_pickle=False)
-    catalog = Catalog(staged / CATALOG)
-    queries = caption_queries(runtime, catalog)
-    write_columns(staged / COLUMNS, (entry.attributes for entry in catalog))
-    catalog.close()
-    report.index = build_verified(vectors, queries, staged / FAISS)
+    with closing(Catalog(staged / CATALOG)) as catalog:
+        queries = caption_queries(runtime, catalog)
+    report.index = index_staged(staged, queries)
     manifest = Manifest(
         image_count=report.indexed,
         dimension=runtime.embedding_dim,
@@ -141,6 +157,8 @@ def _publish(runtime: Runtime, source: PairSource, out: Path, settings: BuildSet
         splits=list(settings.splits),
         index=report.index,
         create_time=datetime.now(UTC).isoformat(),
+        sequence=sequence,
+        former=former,
     )
     report.snapshot = publish(out, staged, manifest)
 
@@ -175,12 +193,11 @@ def checked_pairs(pairs: Iterable[ImageTextPair], name: str, report: BuildReport
             report.skipped.append(SkippedImage(ascii(pair.image_id), "bad_id", message))
 
 
-def catalog_entries(outcomes: Iterable[Outcome], report: BuildReport) -> Iterator[CatalogEntry]:
-    """An entry for each embedded image, rows counted from 0; the others are added to the report."""
+def catalog_entries(outcomes: Iterable[Outcome], origin: str, report: BuildReport) -> Iterator[CatalogEntry]:
+    """An entry for each embedded image; the others are added to the report."""
     from data.pairs import ImageFile
     from serving.catalog import CatalogEntry
 
-    row = 0
     for outcome in outcomes:
         pair = outcome.pair
         if not outcome.embedded:
@@ -189,10 +206,9 @@ def catalog_entries(outcomes: Iterable[Outcome], report: BuildReport) -> Iterato
         location = str(pair.image.path.resolve()) if isinstance(pair.image, ImageFile) else ""
         captions = tuple(_unicode(caption) for caption in pair.captions)
         attributes = {_unicode(name): _attribute(pair, name, value) for name, value in pair.attributes.items()}
-        yield CatalogEntry(
-            row, pair.image_id, outcome.digest, location if is_unicode(location) else "", captions, attributes
-        )
-        row += 1
+        report.embedded += 1
+        location = location if is_unicode(location) else ""
+        yield CatalogEntry(pair.image_id, outcome.digest, location, captions, attributes, origin=_unicode(origin))
 
 
 def caption_queries(runtime: Runtime, catalog: Catalog) -> np.ndarray:
@@ -204,17 +220,6 @@ def caption_queries(runtime: Runtime, catalog: Catalog) -> np.ndarray:
     rows = np.unique(np.linspace(0, len(catalog) - 1, SAMPLE).astype(int))
     captions = [entry.captions[0] for entry in catalog.by_rows(rows.tolist()) if "".join(entry.captions[:1]).strip()]
     return runtime.embed_texts(captions) if captions else np.empty((0, runtime.embedding_dim), np.float32)
-
-
-@contextmanager
-def only_writer(out: Path) -> Iterator[None]:
-    """Hold the index's lock, which ends with the process; `SnapshotError` when another process holds it."""
-    (out / LOCK).touch()
-    busy = SnapshotError(
-        f"no other job that writes to {out}", "one that is running", "wait for it, or choose another --out"
-    )
-    with only_process(out / LOCK, busy):
-        yield
 
 
 def _attribute(pair: ImageTextPair, name: str, value: AttributeValue) -> AttributeValue:
@@ -247,13 +252,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--batch-size", type=_positive, default=BuildSettings.batch_size, help="images embedded at once"
     )
     parser.add_argument("--shard-size", type=_positive, default=BuildSettings.shard_size, help="images kept at once")
+    parser.add_argument(
+        "--replace-online", action="store_true",
+        help="let the source's images take the place of those with the same ids that were changed or deleted online",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
 
     from dual_encoder.runtime import Runtime
 
     source = open_source(arguments.data)
     runtime = Runtime.load(arguments.bundle)
-    settings = BuildSettings(tuple(arguments.split), arguments.batch_size, arguments.shard_size)
+    settings = BuildSettings(
+        tuple(arguments.split), arguments.batch_size, arguments.shard_size, arguments.replace_online
+    )
     report = build_index(runtime, source, arguments.out, settings)
     if report.reused_shards:
         console.say(f"{report.reused_shards} of {report.reused_shards + report.embedded_shards} shards were kept")

@@ -8,16 +8,17 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.attributes import attributes_from_json, attributes_to_json
 from data.errors import QueryError, SnapshotError
 from data.pairs import AttributeValue
+from serving.vector_store import StoredImage
 
 # Stored in SQLite's own header, so that a reader refuses a layout it does not know.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE images (
@@ -26,10 +27,19 @@ CREATE TABLE images (
     digest TEXT NOT NULL,
     location TEXT NOT NULL,
     captions TEXT NOT NULL,
-    attributes TEXT NOT NULL
-) STRICT
+    attributes TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    origin TEXT NOT NULL
+) STRICT;
+CREATE TABLE deletions (image_id TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
-_COLUMNS = '"row", image_id, digest, location, captions, attributes'
+_COLUMNS = '"row", image_id, digest, location, captions, attributes, version, origin'
+
+# Ids in one statement.
+_AT_ONCE = 1_000
+
+# The origin of what a change put there; that of a batch job is the name of its source.
+ONLINE = "online"
 
 
 class ImageNotFound(QueryError):
@@ -41,40 +51,59 @@ class ImageNotFound(QueryError):
 
 
 @dataclass(frozen=True)
-class CatalogEntry:
-    """One indexed image.
+class CatalogEntry(StoredImage):
+    """One indexed image, where its vector stands and where it came from.
 
     `digest` is the SHA-256 of its encoded bytes; `location` is the path of its file, or empty when it has none.
     """
 
-    row: int
-    image_id: str
-    digest: str
-    location: str = ""
-    captions: tuple[str, ...] = ()
-    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    row: int = 0
+    origin: str = ""
+
+    def stored(self) -> StoredImage:
+        """What clients see of it."""
+        return StoredImage(self.image_id, self.digest, self.location, self.captions, self.attributes, self.version)
 
 
-def write_catalog(path: Path, entries: Iterable[CatalogEntry]) -> int:
-    """Write a new catalog and return the number of entries, whose rows must count from 0.
-
-    A repeated `image_id` is an `sqlite3.IntegrityError`; a full disk is an `OSError`, as for any file. The file is
-    complete when this returns; a crash before leaves a part that nobody reads.
-    """
-    path.unlink(missing_ok=True)
+@contextmanager
+def naming_database(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors while writing `path` into the `OSError` that any file would give."""
     try:
-        with closing(sqlite3.connect(path)) as connection:
-            # One transaction on a file that no one else sees: the journal would only cost time.
-            connection.execute("PRAGMA journal_mode = OFF")
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
-            connection.execute(_SCHEMA)
-            connection.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", (_to_columns(e) for e in entries))
-            connection.commit()
-            (count,) = connection.execute("SELECT count(*) FROM images").fetchone()
+        yield
     except sqlite3.OperationalError as error:
         number = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
         raise OSError(number, os.strerror(number), f"{path} ({error})") from error
+
+
+@contextmanager
+def new_catalog(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to a new, empty catalog in place of `path`, whose content is complete at the end of the block.
+
+    A crash before leaves a part that nobody reads.
+    """
+    path.unlink(missing_ok=True)
+    with naming_database(path), closing(sqlite3.connect(path)) as connection:
+        # One transaction on a file that no one else sees: the journal would only cost time.
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+        connection.executescript(_SCHEMA)
+        yield connection
+        connection.commit()
+
+
+def write_catalog(path: Path, entries: Iterable[CatalogEntry], deletions: Iterable[tuple[str, int]] = ()) -> int:
+    """Write a new catalog and return the number of entries.
+
+    Their rows count from 0 in the order of their ids, so that images of equal score, pages and rows have one order.
+    `deletions` are the ids, and the versions, of images that were deleted online. A repeated `image_id` is an
+    `sqlite3.IntegrityError`; a full disk is an `OSError`, as for any file.
+    """
+    with new_catalog(path) as connection:
+        insert = "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        connection.executemany(insert, ((e.row, *entry_columns(e)) for e in entries))
+        connection.executemany("INSERT INTO deletions VALUES (?, ?)", deletions)
+        (count,) = connection.execute("SELECT count(*) FROM images").fetchone()
     return count
 
 
@@ -114,10 +143,7 @@ class Catalog:
 
     def rows_with(self, image_ids: Sequence[str]) -> Iterator[int]:
         """The rows of the images of these ids that are there."""
-        for start in range(0, len(image_ids), 1_000):
-            ids = tuple(image_ids[start : start + 1_000])  # as parameters: SQLite's JSON ends a text at a zero byte
-            marks = ",".join("?" * len(ids))
-            yield from (row for (row,) in self._fetch(f'SELECT "row" FROM images WHERE image_id IN ({marks})', ids))
+        return (row for (row,) in self._fetch_ids('"row"', image_ids))
 
     def by_rows(self, rows: Sequence[int]) -> list[CatalogEntry]:
         """The entries of `rows`, in their order; `KeyError` for a row that is not there."""
@@ -126,30 +152,83 @@ class Catalog:
         entries = {columns[0]: _from_columns(columns) for columns in found}
         return [entries[int(row)] for row in rows]
 
+    def ids(self, rows: Sequence[int]) -> list[str]:
+        """The ids of `rows`, in their order; `KeyError` for a row that is not there."""
+        wanted = json.dumps([int(row) for row in rows])
+        found = self._fetch(
+            'SELECT "row", image_id FROM images WHERE "row" IN (SELECT value FROM json_each(?))', (wanted,)
+        )
+        ids = dict(found)
+        return [ids[int(row)] for row in rows]
+
+    def by_ids(self, image_ids: Sequence[str]) -> dict[str, CatalogEntry]:
+        """The entry of each of `image_ids` that is there."""
+        return {columns[1]: _from_columns(columns) for columns in self._fetch_ids(_COLUMNS, image_ids)}
+
     def by_id(self, image_id: str) -> CatalogEntry:
         """The entry of an image; `ImageNotFound` when there is none."""
-        found = self._fetch(f"SELECT {_COLUMNS} FROM images WHERE image_id = ?", (image_id,))
+        found = self.by_ids([image_id])
         if not found:
             raise ImageNotFound(image_id)
-        return _from_columns(found[0])
+        return found[image_id]
+
+    def rows_of(self, image_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """The row and the version of each of `image_ids` that is there."""
+        found = self._fetch_ids('image_id, "row", version', image_ids)
+        return {image_id: (row, version) for image_id, row, version in found}
+
+    def after(self, image_id: str, limit: int) -> list[CatalogEntry]:
+        """At most `limit` entries in the order of their ids, from the first greater than `image_id`."""
+        statement = f"SELECT {_COLUMNS} FROM images WHERE image_id > ? ORDER BY image_id LIMIT ?"
+        return [_from_columns(columns) for columns in self._fetch(statement, (image_id, limit))]
+
+    def deletions(self) -> list[tuple[str, int]]:
+        """Ids and versions of images that were deleted online, which no build brings back."""
+        return self._fetch("SELECT image_id, version FROM deletions ORDER BY image_id")
 
     def close(self) -> None:
         """Release the file."""
         self._connection.close()
 
-    def _fetch(self, statement: str, values: tuple[str, ...] = ()) -> list[tuple]:
+    def _fetch_ids(self, columns: str, image_ids: Sequence[str]) -> Iterator[tuple]:
+        for start in range(0, len(image_ids), _AT_ONCE):
+            ids = tuple(image_ids[start : start + _AT_ONCE])  # as parameters: SQLite's JSON ends a text at a zero byte
+            marks = ",".join("?" * len(ids))
+            yield from self._fetch(f"SELECT {columns} FROM images WHERE image_id IN ({marks})", ids)
+
+    def _fetch(self, statement: str, values: tuple = ()) -> list[tuple]:
         with self._lock:
             return self._connection.execute(statement, values).fetchall()
 
 
-def _to_columns(entry: CatalogEntry) -> tuple[int, str, str, str, str, str]:
-    captions = json.dumps(list(entry.captions), ensure_ascii=False)
-    as_json = attributes_to_json(entry.attributes)
-    attributes = json.dumps(as_json, ensure_ascii=False, sort_keys=True, allow_nan=False)
-    return entry.row, entry.image_id, entry.digest, entry.location, captions, attributes
+def entry_columns(entry: StoredImage) -> tuple:
+    """What is stored of an image: its fields in order, captions and attributes as JSON, and its origin."""
+    captions, attributes = captions_json(entry.captions), attributes_json(entry.attributes)
+    origin = entry.origin if isinstance(entry, CatalogEntry) else ONLINE
+    return entry.image_id, entry.digest, entry.location, captions, attributes, entry.version, origin
+
+
+def captions_json(captions: Sequence[str]) -> str:
+    """Captions as they are stored."""
+    return json.dumps(list(captions), ensure_ascii=False)
+
+
+def attributes_json(attributes: Mapping[str, AttributeValue]) -> str:
+    """Attributes as they are stored."""
+    return json.dumps(attributes_to_json(attributes), ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def attributes_of_json(text: str) -> dict[str, AttributeValue]:
+    """The attributes that `attributes_json` stored."""
+    return attributes_from_json(json.loads(text))
+
+
+def captions_of_json(text: str) -> tuple[str, ...]:
+    """The captions that `captions_json` stored."""
+    return tuple(json.loads(text))
 
 
 def _from_columns(columns: tuple) -> CatalogEntry:
-    row, image_id, digest, location, captions, attributes = columns
-    held = attributes_from_json(json.loads(attributes))
-    return CatalogEntry(row, image_id, digest, location, tuple(json.loads(captions)), held)
+    row, image_id, digest, location, captions, attributes, version, origin = columns
+    held = attributes_of_json(attributes)
+    return CatalogEntry(image_id, digest, location, captions_of_json(captions), held, version, row, origin)

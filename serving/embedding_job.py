@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.digest_memo import DigestMemo, FileStamp
-from data.durable import naming_file, write_atomic
+from data.durable import write_atomic
 from data.loading import map_ordered, with_digests
 from data.pairs import ImageTextPair
 from serving.embedding_shard import (
@@ -87,19 +87,15 @@ class EmbeddingJob:
             else:
                 yield from self._embed(number, (item for item in itertools.chain([first], group)))
 
-    def write_vectors(self, path: Path) -> None:
-        """Write the embeddings of the finished run, (N, D) float32 in the order of the outcomes, as one .npy file."""
-        shape = (sum(self._rows), self.runtime.embedding_dim)
-        header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
-        # Written, not memory-mapped: a full disk is then an error and not a signal that ends the process.
-        with naming_file(path), path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for number, rows in enumerate(self._rows):
-                with np.load(self.path(number), allow_pickle=False) as stored:
-                    vectors = stored["vectors"]
-                if vectors.shape != (rows, shape[1]) or vectors.dtype != np.float32:
-                    raise ValueError(f"expected float32 {(rows, shape[1])} in shard {number}; it has changed meanwhile")
-                file.write(np.ascontiguousarray(vectors).data)
+    def vectors(self) -> Iterator[np.ndarray]:
+        """The embeddings of the finished run, (B, D) float32 for each shard, in the order of the outcomes."""
+        for number, rows in enumerate(self._rows):
+            with np.load(self.path(number), allow_pickle=False) as stored:
+                vectors = stored["vectors"]
+            shape = (rows, self.runtime.embedding_dim)
+            if vectors.shape != shape or vectors.dtype != np.float32:
+                raise ValueError(f"expected float32 {shape} in shard {number}; it has changed meanwhile")
+            yield vectors
 
     def chunks(self, pairs: Iterable[ImageTextPair]) -> Iterator[tuple[int, list[ImageTextPair]]]:
         """The images of each shard with its number."""

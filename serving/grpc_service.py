@@ -168,7 +168,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             snapshot=engine.snapshot.name,
             image_count=manifest.image_count,
             dimension=manifest.dimension,
-            kind=engine.snapshot.index.kind,
+            kind=manifest.index["kind"],
             model_name=manifest.model_name,
             model_revision=manifest.model_fingerprint,
             source=manifest.source,

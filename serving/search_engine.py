@@ -161,7 +161,7 @@ class SearchEngine:
                     "name an indexed image",
                 )
             entry = await self._in_worker(lambda: self.snapshot.catalog.by_id(image_id), deadline)
-            return np.asarray(self.snapshot.vectors[entry.row])
+            return np.asarray(self.snapshot.vectors[entry.row], np.float32)
         return _unit_vector(query.values, self.snapshot.manifest.dimension)
 
     async def _pixels(self, field: str, data: bytes, deadline: float | None) -> np.ndarray:
@@ -172,6 +172,8 @@ class SearchEngine:
             raise ImageRefused(field, error) from error
 
     def _find(self, vector: np.ndarray, k: int, min_score: float | None, where: Filter | None) -> list[SearchHit]:
+        if self.snapshot.index is None:
+            return []
         allowed = None if where is None else RowSubset.from_mask(self.snapshot.rows_matching(where))
         scores, rows = self.snapshot.index.search(vector[np.newaxis], k, allowed)
         kept = len(scores[0]) if min_score is None else int((scores[0] >= min_score).sum())  # best first

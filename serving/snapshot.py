@@ -2,48 +2,56 @@
 
     INDEX/CURRENT                        the name of the live snapshot
     INDEX/snapshots/NAME/manifest.json   what it holds, for which model, and the digest of every other file
-    INDEX/snapshots/NAME/catalog.sqlite  ids, captions and attributes by row
+    INDEX/snapshots/NAME/catalog.sqlite  ids, captions and attributes by row, rows in the order of the ids
     INDEX/snapshots/NAME/columns.arrow   attributes by value, for filters
-    INDEX/snapshots/NAME/vectors.npy     embeddings (N, D) float32, memory-mapped by readers
-    INDEX/snapshots/NAME/index.faiss     the search index over them
+    INDEX/snapshots/NAME/vectors.npy     embeddings (N, D) float16, memory-mapped by readers
+    INDEX/snapshots/NAME/queries.npy     embeddings (Q, D) float16 of texts, by which the index and its successors are
+                                         measured; Q may be 0
+    INDEX/snapshots/NAME/index.faiss     the search index over the vectors; absent when there are none
 
 NAME ends in the digest of the manifest, and the manifest holds those of the other files: no byte can change unnoticed.
+Who reads a snapshot holds a shared lock on its manifest, so that nobody removes it meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import re
 import shlex
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.durable import changed_files, digest_bytes, directory_digests, publish_directory, write_atomic
+from data.durable import changed_files, digest_bytes
 from data.errors import FingerprintMismatch, SnapshotError
 from serving.attribute_columns import AttributeColumns
 from serving.catalog import Catalog
 from serving.filters import Filter
+from serving.staged_snapshot import CATALOG, VECTORS
 from serving.vector_index import VectorIndex
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COLUMNS = "columns.arrow"
 METRIC = "inner_product"
 CURRENT, SNAPSHOTS = "CURRENT", "snapshots"
-MANIFEST, CATALOG, VECTORS, FAISS = "manifest.json", "catalog.sqlite", "vectors.npy", "index.faiss"
+MANIFEST, QUERIES, FAISS = "manifest.json", "queries.npy", "index.faiss"
 
 _NAME = re.compile(r"\d{8}T\d{6}Z-([0-9a-f]{16})")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a snapshot says about itself. `index` holds the FAISS factory string as `kind`, and how it was verified."""
+    """What a snapshot says about itself. `index` holds the FAISS factory string as `kind`, and how it was verified.
+
+    `sequence` is that of the last change in it; the state of the index is the snapshot and the changes after.
+    """
 
     image_count: int
     dimension: int
@@ -53,20 +61,24 @@ class Manifest:
     splits: list[str]
     index: Mapping[str, Any]
     create_time: str  # RFC 3339, UTC
+    sequence: int
+    former: str | None = None  # the snapshot that was live before
     metric: str = METRIC
     format_version: int = FORMAT_VERSION
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """An opened snapshot whose every byte was found as it was written."""
 
     name: str
     path: Path
     manifest: Manifest
-    vectors: np.ndarray  # (N, D) float32, rows of unit length
+    vectors: np.ndarray  # (N, D) float16, rows of unit length
+    queries: np.ndarray  # (Q, D) float16
     catalog: Catalog
-    index: VectorIndex
+    index: VectorIndex | None  # None when there are no vectors
+    _held: contextlib.ExitStack = field(repr=False)
 
     def rows_matching(self, where: Filter) -> np.ndarray:
         """(N,) bool: the rows of the images that `where` matches."""
@@ -78,31 +90,9 @@ class Snapshot:
         return AttributeColumns(self.path / COLUMNS, self.manifest.image_count, self.catalog.rows_with)
 
     def close(self) -> None:
-        """Release the catalog's file; the vectors are unmapped when nobody uses them any more."""
+        """Release the files; the vectors are unmapped when nobody uses them any more."""
         self.catalog.close()
-
-
-def publish(index: Path, staged: Path, manifest: Manifest) -> str:
-    """Publish the catalog, vectors and FAISS file in `staged` as the live snapshot of `index`; return its name.
-
-    The files are moved. A crash at any moment leaves the former snapshot live and whole. The former one is kept, older
-    ones are removed.
-    """
-    files = directory_digests(staged)
-    content = json.dumps({**asdict(manifest), "files": files}, indent=2, sort_keys=True, ensure_ascii=False).encode()
-    moment = datetime.fromisoformat(manifest.create_time).astimezone(UTC)
-    name = f"{moment:%Y%m%dT%H%M%SZ}-{digest_bytes(content)[:16]}"
-    with publish_directory(index / SNAPSHOTS / name) as aside:
-        for file in files:
-            (staged / file).replace(aside / file)
-        write_atomic(aside / MANIFEST, content)
-    try:
-        former = current_name(index)
-    except SnapshotError:
-        former = None  # a damaged CURRENT is what this publication repairs
-    write_atomic(index / CURRENT, f"{name}\n".encode())
-    remove_snapshots(index, keep={name, former})
-    return name
+        self._held.close()
 
 
 def current_name(index: Path) -> str | None:
@@ -120,49 +110,74 @@ def current_name(index: Path) -> str | None:
     return name
 
 
-def remove_snapshots(index: Path, keep: set[str | None]) -> None:
-    """Remove snapshots not kept, and what a killed publication left; readers that hold one are not disturbed."""
-    for path in (index / SNAPSHOTS).glob("*"):
-        if path.name not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+def snapshot_names(index: Path) -> list[str]:
+    """The names of the snapshots in `index`, oldest first."""
+    return sorted(path.name for path in (index / SNAPSHOTS).glob("*") if _NAME.fullmatch(path.name))
 
 
-def open_snapshot(index: Path, fingerprint: str, bundle: str = "BUNDLE") -> Snapshot:
-    """Open the live snapshot of `index` for the model with `fingerprint`, after checking every digest and count.
+def open_snapshot(
+    index: Path, fingerprint: str | None = None, bundle: str = "BUNDLE", name: str | None = None
+) -> Snapshot:
+    """Open the live snapshot of `index`, or the one called `name`, after checking every digest and count.
 
-    `SnapshotError` names the file at fault; `FingerprintMismatch` tells both fingerprints and how to build the index
-    again with `bundle`.
+    `SnapshotError` names the file at fault. With a `fingerprint` the snapshot must be that model's;
+    `FingerprintMismatch` tells both fingerprints and how to build the index again with `bundle`.
     """
-    name = current_name(index)
-    if name is None:
-        raise SnapshotError(
-            f"an index directory with a file {CURRENT}",
-            f"{index} without it" if index.is_dir() else f"nothing at {index}",
-            "build one: python -m serving.build_index --help",
-        )
-    path = index / SNAPSHOTS / name
-    manifest, files = _read_manifest(path)
-    if manifest.model_fingerprint != fingerprint:
-        raise FingerprintMismatch(
-            f"an index of model {fingerprint}",
-            f"one of model {manifest.model_fingerprint} ({manifest.model_name}) in {path}",
-            f"build it again: {rebuild_command(manifest, index, bundle)}",
-        )
-    if problems := changed_files(path, files):
-        raise _altered(path, "; ".join(problems))
-    if missing := {CATALOG, COLUMNS, VECTORS, FAISS} - files.keys():
-        raise _altered(path, f"{MANIFEST} without {', '.join(sorted(missing))}")
-    return _load(name, path, manifest)
+    with contextlib.ExitStack() as held:
+        path = _hold(index, name, held)
+        manifest, files = read_manifest(path)
+        if fingerprint is not None and manifest.model_fingerprint != fingerprint:
+            raise FingerprintMismatch(
+                f"an index of model {fingerprint}",
+                f"one of model {manifest.model_fingerprint} ({manifest.model_name}) in {path}",
+                f"build it again: {rebuild_command(manifest, index, bundle)}",
+            )
+        if problems := changed_files(path, files):
+            raise _altered(path, "; ".join(problems))
+        wanted = {CATALOG, COLUMNS, VECTORS, QUERIES} | ({FAISS} if manifest.image_count else set())
+        if missing := wanted - files.keys():
+            raise _altered(path, f"{MANIFEST} without {', '.join(sorted(missing))}")
+        return _load(path, manifest, held.pop_all())
+
+
+def _hold(index: Path, name: str | None, held: contextlib.ExitStack) -> Path:
+    """Lock a snapshot, by default the live one, against its removal."""
+    while True:
+        chosen = name or current_name(index)
+        if chosen is None:
+            raise SnapshotError(
+                f"an index directory with a file {CURRENT}",
+                f"{index} without it" if index.is_dir() else f"nothing at {index}",
+                "build one: python -m serving.build_index --help",
+            )
+        path = index / SNAPSHOTS / chosen
+        try:
+            descriptor = os.open(path / MANIFEST, os.O_RDONLY)
+        except OSError as error:
+            if not name and current_name(index) != chosen:
+                continue  # a newer one was published meanwhile, and this one removed
+            raise _altered(path, f"{MANIFEST} cannot be read ({error.strerror})") from None
+        held.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_nlink:
+            return path
+        if name:
+            raise _altered(path, "a snapshot that is being removed")
 
 
 def rebuild_command(manifest: Manifest, index: Path, bundle: str) -> str:
     """The command that makes this index again from the same images."""
-    splits = [word for split in manifest.splits for word in ("--split", split)]
-    words = ["--bundle", bundle, "--data", manifest.source, *splits, "--out", str(index)]
+    return _rebuild_command(manifest.source, manifest.splits, index, bundle)
+
+
+def _rebuild_command(source: str, splits: list[str], index: Path, bundle: str) -> str:
+    chosen = [word for split in splits for word in ("--split", split)]
+    words = ["--bundle", bundle, "--data", source, *chosen, "--out", str(index)]
     return f"python -m serving.build_index {shlex.join(words)}"
 
 
-def _read_manifest(path: Path) -> tuple[Manifest, dict[str, dict[str, Any]]]:
+def read_manifest(path: Path) -> tuple[Manifest, dict[str, dict[str, Any]]]:
+    """What the snapshot at `path` says of itself, and the digests of its files, once its own digest was found right."""
     try:
         content = (path / MANIFEST).read_bytes()
     except OSError as error:
@@ -174,26 +189,40 @@ def _read_manifest(path: Path) -> tuple[Manifest, dict[str, dict[str, Any]]]:
         raise SnapshotError(
             f"a snapshot of format {FORMAT_VERSION}",
             f"format {fields.get('format_version')} in {path}",
-            "build the index again with this version",
+            f"build the index again with this version: {_command_of(fields, path.parent.parent)}",
         )
     files = fields.pop("files")
     return Manifest(**fields), files
 
 
-def _load(name: str, path: Path, manifest: Manifest) -> Snapshot:
+def _command_of(fields: dict[str, Any], index: Path) -> str:
+    """The command that makes an index of another format again, as far as its manifest tells."""
+    source, splits = fields.get("source"), fields.get("splits", [])
+    return _rebuild_command(str(source or "SOURCE"), splits if isinstance(splits, list) else [], index, "BUNDLE")
+
+
+def _load(path: Path, manifest: Manifest, held: contextlib.ExitStack) -> Snapshot:
     from serving.faiss_index import FaissIndex
 
-    vectors = np.load(path / VECTORS, mmap_mode="r", allow_pickle=False)
-    shape = (manifest.image_count, manifest.dimension)
-    if vectors.shape != shape or vectors.dtype != np.float32:
-        raise _altered(path, f"{VECTORS} holds {vectors.dtype} {vectors.shape} instead of float32 {shape}")
-    search_index = FaissIndex.load(path / FAISS, vectors, manifest.index["kind"])
-    catalog = Catalog(path / CATALOG)
-    if len(catalog) != manifest.image_count:
-        catalog.close()
-        raise _altered(path, f"{CATALOG} holds {len(catalog):,} images instead of {manifest.image_count:,}")
-    return Snapshot(name, path, manifest, vectors, catalog, search_index)
+    with contextlib.ExitStack() as opened:
+        opened.push(held)
+        vectors = np.load(path / VECTORS, mmap_mode="r", allow_pickle=False)
+        shape = (manifest.image_count, manifest.dimension)
+        if vectors.shape != shape or vectors.dtype != np.float16:
+            raise _altered(path, f"{VECTORS} holds {vectors.dtype} {vectors.shape} instead of float16 {shape}")
+        queries = np.load(path / QUERIES, allow_pickle=False)
+        search_index = FaissIndex.load(path / FAISS, vectors, manifest.index["kind"]) if len(vectors) else None
+        catalog = Catalog(path / CATALOG)
+        opened.callback(catalog.close)
+        if len(catalog) != manifest.image_count:
+            raise _altered(path, f"{CATALOG} holds {len(catalog):,} images instead of {manifest.image_count:,}")
+        opened.pop_all()
+    return Snapshot(path.name, path, manifest, vectors, queries, catalog, search_index, held)
 
 
 def _altered(path: Path, received: str) -> SnapshotError:
-    return SnapshotError(f"the snapshot as it was published in {path}", received, "build the index again")
+    return SnapshotError(
+        f"the snapshot as it was published in {path}",
+        received,
+        "go back to another one (python -m serving.manage rollback), restore a backup, or build the index again",
+    )

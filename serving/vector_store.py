@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from serving.filters import Filter
 
 
+# The version of every image that a batch job brought. The sequence numbers of changes begin above it, so that 0 can
+# stand for "no such image" in a conditional change.
+BATCH_VERSION = 1
+
+
 class VersionConflict(UserError):
     """A change asked for a version of an image that is not the current one; nothing of the change was applied."""
 
@@ -87,14 +92,14 @@ class Receipt:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """What a store knows about an image. `version` is 0 for one that came with a batch job and was never changed."""
+    """What a store knows about an image. `version` is `BATCH_VERSION` when a batch job brought it and nothing since."""
 
     image_id: str
     digest: str = ""
     location: str = ""
     captions: tuple[str, ...] = ()
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
-    version: int = 0
+    version: int = BATCH_VERSION
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data.errors import SnapshotError
 from serving.catalog import FORMAT_VERSION, Catalog, CatalogEntry, ImageNotFound, write_catalog
+from serving.vector_store import BATCH_VERSION
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 VALUE = st.one_of(
@@ -27,7 +28,7 @@ VALUE = st.one_of(
 
 def entries(count: int) -> list[CatalogEntry]:
     return [
-        CatalogEntry(row, f"id-{row}", f"{row:064x}", f"/pictures/{row}.png", (f"picture {row}",))
+        CatalogEntry(f"id-{row:04}", f"{row:064x}", f"/pictures/{row}.png", (f"picture {row}",), row=row)
         for row in range(count)
     ]
 
@@ -41,13 +42,20 @@ def catalog(tmp_path):
 
 
 @settings(max_examples=30, deadline=None)
-@given(captions=st.lists(TEXT, max_size=3), attributes=st.dictionaries(TEXT, VALUE, max_size=4), image_id=TEXT)
-def test_gives_back_what_was_stored(tmp_path_factory, captions, attributes, image_id):
+@given(
+    captions=st.lists(TEXT, max_size=3),
+    attributes=st.dictionaries(TEXT, VALUE, max_size=4),
+    image_id=TEXT,
+    version=st.integers(1, 2**63 - 1),
+    origin=TEXT,
+)
+def test_gives_back_what_was_stored(tmp_path_factory, captions, attributes, image_id, version, origin):
     path = tmp_path_factory.mktemp("catalog") / "catalog ?#%.sqlite"  # characters that mean something in a URI
-    stored = CatalogEntry(0, image_id, "0" * 64, "", tuple(captions), attributes)
+    stored = CatalogEntry(image_id, "0" * 64, "", tuple(captions), attributes, version, 0, origin)
     write_catalog(path, [stored])
     with closing(Catalog(path)) as catalog:
         found = catalog.by_id(image_id)
+        assert catalog.rows_of([image_id, image_id + "?"]) == {image_id: (0, version)}
     assert found == stored
     assert {name: type(value) for name, value in found.attributes.items()} == {
         n: type(v) for n, v in attributes.items()
@@ -69,6 +77,23 @@ def test_iterates_every_entry_by_row(catalog):
     assert list(catalog) == entries(2_500)
 
 
+def test_rows_of_many_ids_at_once(catalog):
+    wanted = [f"id-{number:04}" for number in range(0, 5_000, 2)]
+    assert catalog.rows_of(wanted) == {f"id-{row:04}": (row, BATCH_VERSION) for row in range(0, 2_500, 2)}
+
+
+def test_pages_follow_the_order_of_ids(catalog):
+    assert catalog.after("", 3) == entries(3)
+    assert [entry.row for entry in catalog.after("id-2497", 10)] == [2_498, 2_499]
+    assert catalog.after("id-2499", 10) == []
+
+
+def test_deletions_are_kept(tmp_path):
+    write_catalog(tmp_path / "catalog.sqlite", entries(2), [("gone", 7), ("a", 3)])
+    with closing(Catalog(tmp_path / "catalog.sqlite")) as catalog:
+        assert catalog.deletions() == [("a", 3), ("gone", 7)]
+
+
 def test_an_unknown_id_is_named(catalog):
     with pytest.raises(ImageNotFound, match="nobody") as refusal:
         catalog.by_id("nobody")
@@ -79,7 +104,7 @@ def test_an_unknown_id_is_named(catalog):
 def test_threads_share_a_catalog(catalog):
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda row: catalog.by_rows([row])[0].image_id, range(400)))
-    assert found == [f"id-{row}" for row in range(400)]
+    assert found == [f"id-{row:04}" for row in range(400)]
 
 
 def test_readers_cannot_write(catalog):
@@ -89,7 +114,7 @@ def test_readers_cannot_write(catalog):
 
 def test_the_same_id_is_not_stored_twice(tmp_path):
     with pytest.raises(sqlite3.IntegrityError):
-        write_catalog(tmp_path / "catalog.sqlite", [entries(1)[0], CatalogEntry(1, "id-0", "0" * 64)])
+        write_catalog(tmp_path / "catalog.sqlite", [entries(1)[0], CatalogEntry("id-0000", "0" * 64, row=1)])
 
 
 def test_an_absent_foreign_or_newer_file_is_refused(tmp_path):

@@ -60,8 +60,8 @@ def test_an_image_finds_its_like(index):
 def test_an_indexed_image_comes_first_among_its_hits(index):
     hits = search(index, ImageIdQuery("blue-0010"), k=40)
     scores = {hit.image_id: hit.score for hit in hits}
-    assert scores["blue-0010"] == pytest.approx(1.0, abs=1e-6)
-    assert scores["blue-0010"] == pytest.approx(hits[0].score, abs=1e-6)
+    assert scores["blue-0010"] == pytest.approx(1.0, abs=1e-3)  # stored vectors are float16
+    assert scores["blue-0010"] == pytest.approx(hits[0].score, abs=1e-3)
     assert hits[-1].score < 0.9
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from fakes import ColourRuntime, ListSource
 
-from data.durable import publish_directory
+from data.durable import digest_bytes
 from data.errors import FingerprintMismatch, SnapshotError
 from serving.build_index import BuildSettings, build_index
-from serving.snapshot import CURRENT, SNAPSHOTS, current_name, open_snapshot, publish
+from serving.publish import roll_back
+from serving.snapshot import CURRENT, SNAPSHOTS, current_name, open_snapshot
 
 RUNTIME = ColourRuntime()
-FILES = ["manifest.json", "catalog.sqlite", "vectors.npy", "index.faiss"]
+FILES = ["manifest.json", "catalog.sqlite", "vectors.npy", "queries.npy", "columns.arrow", "index.faiss"]
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +45,13 @@ def test_opens_what_was_published(index):
     assert not snapshot.vectors.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         snapshot.vectors[0] = 0
-    np.testing.assert_allclose(np.linalg.norm(snapshot.vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(snapshot.vectors.astype(np.float32), axis=1), 1, atol=1e-3)
     snapshot.close()
 
 
 def test_other_users_may_read_what_was_published(published):
     files = [path for path in published.rglob("*") if path.is_file()]
-    assert len(files) == 8
+    assert {path.name for path in files} == {*FILES, "CURRENT", "LOCK", "report.json", "changes.sqlite"}
     assert all(path.stat().st_mode & 0o004 for path in files)
 
 
@@ -105,16 +106,16 @@ def test_nothing_published_and_a_damaged_current_are_told_apart(index, tmp_path)
             open_snapshot(index, RUNTIME.fingerprint)
 
 
-def test_a_snapshot_of_a_later_format_is_refused(index):
-    manifest = json.loads((live(index) / "manifest.json").read_text())
-    files, format_version = manifest.pop("files"), manifest.pop("format_version")
-    with publish_directory(index / "staged") as staged:
-        for name in files:
-            shutil.copy(live(index) / name, staged / name)
-    from serving.snapshot import Manifest
-
-    publish(index, index / "staged", Manifest(**manifest, format_version=format_version + 1))
-    with pytest.raises(SnapshotError, match="format 2"):
+@pytest.mark.parametrize("format_version", [1, 3])
+def test_a_snapshot_of_another_format_is_refused_with_the_command_that_builds_it_again(index, format_version):
+    fields = json.loads((live(index) / "manifest.json").read_text())
+    content = json.dumps({**fields, "format_version": format_version}).encode()
+    name = f"20260101T000000Z-{digest_bytes(content)[:16]}"
+    shutil.copytree(live(index), index / SNAPSHOTS / name)
+    (index / SNAPSHOTS / name / "manifest.json").write_bytes(content)
+    (index / CURRENT).write_text(name)
+    command = f"python -m serving.build_index --bundle BUNDLE --data colours:40 --out {index}"
+    with pytest.raises(SnapshotError, match=f"format {format_version}.*{command}"):
         open_snapshot(index, RUNTIME.fingerprint)
 
 
@@ -125,15 +126,44 @@ def test_publishing_keeps_the_former_snapshot_and_no_older_one(tmp_path):
     assert current_name(tmp_path) == names[2]
 
 
-def test_an_open_snapshot_outlives_its_removal(tmp_path):
+def test_a_snapshot_goes_when_its_last_reader_has_left(tmp_path):
     build_index(RUNTIME, ListSource(), tmp_path)
     snapshot = open_snapshot(tmp_path, RUNTIME.fingerprint)
     for _ in range(2):
         build_index(RUNTIME, ListSource(), tmp_path)
-    assert not snapshot.path.exists()
+    assert snapshot.path.exists()
     assert snapshot.catalog.by_rows([3])[0].row == 3
-    assert snapshot.index.search(snapshot.vectors[:1], 1)[1].shape == (1, 1)
     snapshot.close()
+    build_index(RUNTIME, ListSource(), tmp_path)
+    assert not snapshot.path.exists()
+
+
+def test_a_rollback_makes_the_former_snapshot_live_and_back(tmp_path):
+    first, second = (build_index(RUNTIME, ListSource(), tmp_path).snapshot for _ in range(2))
+    assert roll_back(tmp_path) == first == current_name(tmp_path)
+    with pytest.raises(SnapshotError, match="an earlier snapshot"):
+        roll_back(tmp_path)
+    assert roll_back(tmp_path, second) == second == current_name(tmp_path)
+
+
+def test_a_rollback_to_a_damaged_snapshot_is_refused(tmp_path):
+    first, second = (build_index(RUNTIME, ListSource(), tmp_path).snapshot for _ in range(2))
+    with (tmp_path / SNAPSHOTS / first / "vectors.npy").open("r+b") as file:
+        file.seek(200)
+        file.write(b"damage")
+    with pytest.raises(SnapshotError, match="vectors"):
+        roll_back(tmp_path)
+    assert current_name(tmp_path) == second
+
+
+def test_what_fails_its_verification_is_not_published(index, tmp_path, monkeypatch):
+    from serving import publish as publishing
+
+    before = sorted((index / SNAPSHOTS).iterdir()), current_name(index)
+    monkeypatch.setattr(publishing, "found_themselves", lambda snapshot: 0.5)
+    with pytest.raises(SnapshotError, match="find themselves"):
+        build_index(RUNTIME, ListSource(), index)
+    assert (sorted((index / SNAPSHOTS).iterdir()), current_name(index)) == before
 
 
 def test_building_again_repairs_a_damaged_current(index):

@@ -1,0 +1,392 @@
+"""The durable log of online changes, one SQLite file: numbered rows, each with a checksum, and idempotency keys; knows
+no view and no search.
+
+A transaction is on the disk when `append` returns (WAL, synchronous=FULL); its rows are numbered without a gap, so that
+a lost one is noticed. Beside it, `changes.mark` holds the last number that was acknowledged, written after the fact and
+never waited for: a log that ends before it has lost something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from data.durable import sync_path
+from data.errors import SnapshotError
+from serving.vector_store import BATCH_VERSION
+
+LOG, MARK = "changes.sqlite", "changes.mark"
+
+# Statements that bring a log of one layout to the next; the layout's number is SQLite's user_version. Append only.
+MIGRATIONS = (
+    """
+    CREATE TABLE changes (
+        sequence INTEGER PRIMARY KEY,
+        image_id TEXT NOT NULL,
+        vector BLOB,               -- (D,) float16; NULL for a deletion
+        digest TEXT NOT NULL,
+        location TEXT NOT NULL,
+        captions TEXT NOT NULL,    -- JSON
+        attributes TEXT NOT NULL,  -- JSON
+        model INTEGER NOT NULL,    -- whose vector it is
+        checksum INTEGER NOT NULL  -- CRC-32 of the rest of the row
+    ) STRICT;
+    CREATE TABLE translations (    -- vectors of the same images by other models
+        sequence INTEGER NOT NULL,
+        model INTEGER NOT NULL,
+        vector BLOB,               -- NULL where the image was given up
+        checksum INTEGER NOT NULL,
+        PRIMARY KEY (sequence, model)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE models (model INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE) STRICT;
+    CREATE TABLE keys (
+        key TEXT PRIMARY KEY,
+        request TEXT NOT NULL,     -- digest of the changes that came with it
+        sequence INTEGER NOT NULL, -- of the last of them
+        changes INTEGER NOT NULL,  -- how many there were
+        time INTEGER NOT NULL      -- seconds since 1970
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX keys_by_sequence ON keys (sequence);
+    CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    """,
+)
+
+KEPT_KEYS, KEPT_KEY_SECONDS = 1_000_000, 7 * 24 * 3600
+_FORGET_EVERY = 10_000  # changes between two looks for keys to forget
+
+_SETTINGS = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
+PRAGMA wal_autocheckpoint = 4000;
+"""
+_COLUMNS = "sequence, image_id, vector, digest, location, captions, attributes, model"
+
+
+class LoggedChange(NamedTuple):
+    """One change as it is stored. `vector` is (D,) float16 as bytes, None for a deletion."""
+
+    sequence: int
+    image_id: str
+    vector: bytes | None
+    digest: str = ""
+    location: str = ""
+    captions: str = "[]"
+    attributes: str = "{}"
+    model: int = 0
+
+
+@dataclass(frozen=True)
+class KeptKey:
+    """An idempotency key: the digest of its request, and the last sequence number and count of what was applied."""
+
+    key: str
+    request: str
+    sequence: int
+    changes: int
+
+
+class ChangeLog:
+    """The open log of one index. One process writes; others read along. Not for several threads at once.
+
+    Example: `ChangeLog.open(index, writable=True).append([LoggedChange(2, "a.jpg", None)])`.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, writable: bool) -> None:
+        self.path, self.writable = path, writable
+        self._connection = connection
+        self._mark = os.open(path.with_name(MARK), os.O_RDWR | os.O_CREAT, 0o644) if writable else None
+        self._unfinished = False  # whether a transaction failed and may still stand in the WAL file
+        self._forgotten_at = self.last = self._last_stored()
+
+    @classmethod
+    def create(cls, index: Path, last: int = BATCH_VERSION) -> None:
+        """Make an empty log whose next change is numbered `last + 1`; does nothing where there is one."""
+        path = index / LOG
+        if path.exists():
+            return
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        with _naming(part), closing(sqlite3.connect(part, isolation_level=None)) as connection:
+            _migrate(connection, 0)
+            connection.execute("INSERT INTO state VALUES ('pruned', ?)", (last,))
+        sync_path(part)
+        (index / MARK).unlink(missing_ok=True)
+        part.rename(path)
+        sync_path(index)
+
+    @classmethod
+    def open(cls, index: Path, *, writable: bool) -> ChangeLog:
+        """Open the log of `index`; `SnapshotError` when it is absent, damaged, or of a later layout.
+
+        Every row's checksum is verified when it is read; `check` reads them all.
+        """
+        path = index / LOG
+        if not path.is_file():
+            raise damaged(path, f"nothing at {path}")
+        mode = "rw" if writable else "ro"
+        with _naming(path), contextlib.ExitStack() as stack:
+            connection = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False,
+                timeout=30.0,
+            )  # fmt: skip
+            stack.callback(connection.close)
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > len(MIGRATIONS):
+                raise SnapshotError(
+                    f"a log of layout {len(MIGRATIONS)} or earlier in {path}",
+                    f"layout {version}",
+                    "use the version that wrote it",
+                )
+            if writable:
+                connection.executescript(_SETTINGS)
+                _migrate(connection, version)
+            log = cls(path, connection, writable)
+            stack.pop_all()
+        try:
+            log.check_end()
+        except BaseException:
+            log.close()
+            raise
+        return log
+
+    def check_end(self) -> None:
+        """`SnapshotError` when changes that were acknowledged are not there any more."""
+        try:
+            mark = int(self.path.with_name(MARK).read_bytes() or b"0")
+        except (OSError, ValueError):
+            mark = 0  # it only ever tells more
+        if mark > self.last:
+            raise damaged(self.path, f"{self.last:,} changes where {mark:,} were acknowledged")
+
+    def model_number(self, fingerprint: str) -> int:
+        """The number that stands for a model in the log; it gets one at its first change."""
+        with _naming(self.path):
+            if self.writable:
+                self._connection.execute("INSERT OR IGNORE INTO models (fingerprint) VALUES (?)", (fingerprint,))
+            found = self._connection.execute(
+                "SELECT model FROM models WHERE fingerprint = ?", (fingerprint,)
+            ).fetchone()
+        return found[0] if found else -1
+
+    def fingerprint_of(self, model: int) -> str:
+        """The fingerprint that a number stands for."""
+        with _naming(self.path):
+            found = self._connection.execute("SELECT fingerprint FROM models WHERE model = ?", (model,)).fetchone()
+        return found[0] if found else ""
+
+    def append(
+        self,
+        changes: Sequence[LoggedChange],
+        keys: Sequence[KeptKey] = (),
+        allowed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make `changes`, numbered on from `last`, and `keys` durable: all when this returns, none when it raises.
+
+        `allowed` is called while other writers are held back; what it raises is raised. `OSError` for a disk that is
+        full or fails; the log stays readable, and later calls try again.
+        """
+        now = int(time.time())
+        rows = [(*change, checksum(change)) for change in changes]
+        with self._transaction():
+            allowed()
+            self._connection.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?)",
+                [(key.key, key.request, key.sequence, key.changes, now) for key in keys],
+            )
+        self.last = changes[-1].sequence
+        self._write_mark()
+        if self.last - self._forgotten_at >= _FORGET_EVERY:
+            self._forget_keys(now)
+
+    def kept_key(self, key: str) -> KeptKey | None:
+        """What an idempotency key was used for, if it is still known."""
+        with _naming(self.path):
+            statement = "SELECT key, request, sequence, changes FROM keys WHERE key = ?"
+            found = self._connection.execute(statement, (key,)).fetchone()
+        return KeptKey(*found) if found else None
+
+    def after(self, sequence: int) -> Iterator[LoggedChange]:
+        """The changes after number `sequence`, in order, each found as it was written; `SnapshotError` for damage."""
+        expected = sequence + 1
+        with _naming(self.path):
+            pruned = self.pruned
+            if sequence < pruned:
+                raise damaged(self.path, f"changes from {pruned + 1:,} on where those from {expected:,} are needed")
+            statement = f"SELECT {_COLUMNS}, checksum FROM changes WHERE sequence > ? ORDER BY sequence"
+            for *columns, stored in self._connection.execute(statement, (sequence,)):
+                change = LoggedChange(*columns)
+                if change.sequence != expected or checksum(change) != stored:
+                    raise damaged(self.path, f"change {expected:,} missing or altered")
+                expected += 1
+                yield change
+
+    def after_for(self, sequence: int, model: int) -> Iterator[LoggedChange]:
+        """As `after`, with the vectors of `model`; a change whose image was given up for it reads as a deletion.
+
+        A change that has no vector of this model is a `SnapshotError`.
+        """
+        with _naming(self.path):
+            found = self._connection.execute(
+                "SELECT sequence, vector, checksum FROM translations WHERE sequence > ? AND model = ?",
+                (sequence, model),
+            )
+            translated = {number: (vector, stored) for number, vector, stored in found}
+        for change in self.after(sequence):
+            if change.model == model or change.vector is None:
+                yield change
+                continue
+            if change.sequence not in translated:
+                raise damaged(self.path, f"change {change.sequence:,} with another model's vector alone")
+            vector, stored = translated[change.sequence]
+            own = change._replace(vector=vector, model=model)
+            if checksum(own) != stored:
+                raise damaged(self.path, f"the vector of change {change.sequence:,} altered")
+            yield own
+
+    def translate(self, changes: Sequence[LoggedChange]) -> None:
+        """Keep the vectors of `changes` by another model, durably; None as a vector gives the image up for it."""
+        rows = [(change.sequence, change.model, change.vector, checksum(change)) for change in changes]
+        with self._transaction():
+            self._connection.executemany("INSERT OR REPLACE INTO translations VALUES (?, ?, ?, ?)", rows)
+
+    @property
+    def pruned(self) -> int:
+        """The number up to which changes are no longer kept."""
+        return self._connection.execute("SELECT value FROM state WHERE name = 'pruned'").fetchone()[0]
+
+    @property
+    def data_version(self) -> int:
+        """A number that is another one when another process has written since it was last asked for; cheap."""
+        with _naming(self.path):
+            return self._connection.execute("PRAGMA data_version").fetchone()[0]
+
+    def prune(self, sequence: int) -> None:
+        """Forget the changes up to number `sequence`, which are in every snapshot that is kept."""
+        if sequence <= self.pruned:
+            return
+        with self._transaction():
+            self._connection.execute("DELETE FROM changes WHERE sequence <= ?", (sequence,))
+            self._connection.execute("DELETE FROM translations WHERE sequence <= ?", (sequence,))
+            self._connection.execute("UPDATE state SET value = max(value, ?) WHERE name = 'pruned'", (sequence,))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold back every writer, this one's process or another's, until the block ends."""
+        with _naming(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    def check(self) -> int:
+        """Read every page and every row; return how many changes are kept, or raise `SnapshotError`."""
+        with _naming(self.path):
+            (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise damaged(self.path, verdict)
+            return sum(1 for _ in self.after(self.pruned))
+
+    def back_up(self, path: Path) -> None:
+        """Write a copy of the log as it is now, complete and on the disk when this returns, while others go on."""
+        with _naming(path), closing(sqlite3.connect(path)) as copy:
+            self._connection.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        sync_path(path)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._connection.close()
+        if self._mark is not None:
+            os.close(self._mark)
+            self._mark = None
+
+    def _last_stored(self) -> int:
+        (last,) = self._connection.execute("SELECT max(sequence) FROM changes").fetchone()
+        return self.pruned if last is None else last
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, and nothing after an error, also when the process is killed right after it."""
+        with _naming(self.path):
+            self._clear_failed()
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._unfinished = True
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error, OSError):
+                    self._clear_failed()
+                raise
+
+    def _clear_failed(self) -> None:
+        """Empty the WAL file after a failure: a transaction whose flush failed may stand in it complete."""
+        if self._unfinished:
+            (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._unfinished = bool(busy)
+
+    def _write_mark(self) -> None:
+        if self._mark is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._mark, b"%020d" % self.last, 0)
+
+    def _forget_keys(self, now: int) -> None:
+        self._forgotten_at = self.last
+        with contextlib.suppress(OSError), self._transaction():
+            self._connection.execute("DELETE FROM keys WHERE time < ?", (now - KEPT_KEY_SECONDS,))
+            oldest = "SELECT sequence FROM keys ORDER BY sequence DESC LIMIT 1 OFFSET ?"
+            self._connection.execute(f"DELETE FROM keys WHERE sequence <= ({oldest})", (KEPT_KEYS,))
+
+
+def checksum(change: LoggedChange) -> int:
+    """CRC-32 of a change; it notices any altered bit."""
+    sequence, image_id, vector, *texts, model = change
+    deletion = vector is None
+    whole = "\0".join((str(sequence), image_id, *texts, str(model), str(deletion))).encode()
+    return zlib.crc32(whole, zlib.crc32(vector or b""))
+
+
+def damaged(path: Path, received: str) -> SnapshotError:
+    """The refusal of a log that is not as it was written."""
+    return SnapshotError(
+        f"the log of online changes as it was written in {path}",
+        received,
+        "restore a backup (python -m serving.manage restore); or move the file away and build the index again, which "
+        "loses the changes since the last snapshot",
+    )
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    for number in range(version, len(MIGRATIONS)):
+        connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """SQLite's errors as `OSError` of the disk or `SnapshotError` of damage."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise damaged(path, f"what SQLite refuses: {error}") from error
+        numbers = {
+            sqlite3.SQLITE_FULL: errno.ENOSPC,
+            sqlite3.SQLITE_BUSY: errno.EBUSY,
+            sqlite3.SQLITE_READONLY: errno.EROFS,
+        }
+        number = numbers.get(code, errno.EIO)
+        raise OSError(number, os.strerror(number), f"{path} ({error})") from error

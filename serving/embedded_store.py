@@ -1,0 +1,296 @@
+"""The store in one directory: a snapshot that searches map into memory, and a log of changes that are acknowledged when
+they are on the disk; knows no model and no network.
+
+Example: `store = EmbeddedStore.open(Path("index"))`, `store.apply([Delete("a.jpg")])`,
+`with store.view() as view: view.search(queries, k=10)`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from data.durable import only_process
+from data.errors import UserError
+from serving.change_log import ChangeLog, KeptKey, LoggedChange, damaged
+from serving.change_request import ChangeRequest, encode_changes
+from serving.delta import Delta
+from serving.group_commit import GroupCommitter
+from serving.snapshot import CURRENT, SNAPSHOTS, Snapshot, current_name, open_snapshot, read_manifest, snapshot_names
+from serving.store_view import EmbeddedView
+from serving.vector_store import Change, KeyReused, Receipt, StoreReadOnly, VersionConflict
+
+WRITER = "WRITER"  # whoever holds the lock of this file may append to the log
+
+# Changes read, or forgotten, at once: neither memory nor a commit waits for all of them.
+_AT_ONCE = 5_000
+
+_log = logging.getLogger(__name__)
+
+
+class EmbeddedStore:
+    """See `vector_store.VectorStore`. One process writes; any number read, and see its changes.
+
+    When another process publishes a snapshot, the store loads it beside the one in use and goes over to it, unless it
+    is another model's: then `superseded` names it, searches go on as before, and changes are refused.
+    """
+
+    def __init__(self, index: Path, snapshot: Snapshot, log: ChangeLog) -> None:
+        """Use `open`."""
+        self.index = index
+        self.superseded: str | None = None
+        self.fingerprint, self.dimension = snapshot.manifest.model_fingerprint, snapshot.manifest.dimension
+        self._log, self._held = log, ExitStack()
+        self._lock = threading.RLock()  # held while the log or the delta changes; no search waits for it
+        self._model = log.model_number(self.fingerprint)
+        self._data_version = log.data_version
+        self._delta = self._above(snapshot)
+        self._state = _State(snapshot, EmbeddedView(self._delta))
+        self._seen = self._allowed_at = _identity(index)
+        self._loading: threading.Thread | None = None
+        self._committer = GroupCommitter(self._commit) if log.writable else None
+
+    @classmethod
+    def open(
+        cls, index: Path, fingerprint: str | None = None, *, bundle: str = "BUNDLE", writable: bool = True
+    ) -> EmbeddedStore:
+        """Open the index at `index`, every digest and every change checked.
+
+        `SnapshotError` when a file is missing or altered; `FingerprintMismatch` when it is not that of the model with
+        `fingerprint`, with the command that builds it again with `bundle`; `StoreReadOnly` when another process writes.
+        """
+        with ExitStack() as held, ExitStack() as opened:
+            if writable and index.is_dir():
+                (index / WRITER).touch()
+                busy = StoreReadOnly(
+                    f"no other process that changes {index}",
+                    "one that is running",
+                    "stop it, or send the changes to it",
+                )
+                held.enter_context(only_process(index / WRITER, busy))
+            snapshot = open_snapshot(index, fingerprint, bundle)
+            opened.callback(snapshot.close)
+            log = ChangeLog.open(index, writable=writable)
+            opened.callback(log.close)
+            store = cls(index, snapshot, log)
+            opened.pop_all()
+            store._held = held.pop_all()
+        store._prune()
+        return store
+
+    def apply(self, changes: Sequence[Change], key: str = "") -> Receipt:
+        """See `VectorStore.apply`; also `QueryError` for a change that cannot be kept. All who wait share one flush."""
+        if self._committer is None:
+            raise StoreReadOnly("a store that was opened to write", "one to read", "open it with writable=True")
+        request = encode_changes(changes, key, self.dimension)
+        return self._committer.submit(request).result()
+
+    @contextmanager
+    def view(self) -> Iterator[EmbeddedView]:
+        """See `VectorStore.view`."""
+        self._follow()
+        while not (state := self._state).enter():
+            pass  # it was replaced between the two steps
+        try:
+            yield state.view
+        finally:
+            state.leave()
+
+    def refresh(self) -> None:
+        """Go over to the live snapshot now, if another is in use; `SnapshotError` when it is damaged."""
+        while (loading := self._loading) is not None:
+            loading.join()
+        self._go_over()
+
+    def close(self) -> None:
+        """See `VectorStore.close`. Views that are held stay readable."""
+        if self._committer is not None:
+            self._committer.close()
+        while (loading := self._loading) is not None:
+            loading.join()
+        with self._lock:
+            self._log.close()
+            self._state.retire()
+            self._held.close()
+
+    def _commit(self, requests: Sequence[ChangeRequest]) -> list[Receipt | Exception]:
+        """Number, log and show the changes of all `requests`, one after the other; refusals concern one request."""
+        with self._lock:
+            ids = {row.image_id for request in requests for row in request.rows}
+            numbering = _Numbering(self._log, self._delta, self._model, self._delta.base_rows(list(ids)))
+            results = [numbering.number(request) for request in requests]
+            if numbering.rows:
+                self._log.append(numbering.rows, list(numbering.keys.values()), self._check_model)
+                self._delta.apply(numbering.rows, numbering.base_rows)
+                self._state.view = EmbeddedView(self._delta)
+            return results
+
+    def _check_model(self) -> None:
+        """Refuse to append when another model's snapshot is live; publishing one holds writers back (`publish`)."""
+        identity = _identity(self.index)
+        if identity == self._allowed_at:
+            return
+        name = current_name(self.index)
+        if name and read_manifest(self.index / SNAPSHOTS / name)[0].model_fingerprint != self.fingerprint:
+            raise StoreReadOnly(
+                f"an index of model {self.fingerprint}", f"snapshot {name} of another one", "open the index again"
+            )
+        self._allowed_at = identity
+
+    def _follow(self) -> None:
+        """Notice what other processes have published or appended."""
+        if self._loading is None and _identity(self.index) != self._seen:
+            with self._lock:
+                if self._loading is None:
+                    self._loading = threading.Thread(target=self._load, name="snapshot", daemon=True)
+                    self._loading.start()
+        if not self._log.writable:
+            with self._lock:
+                version = self._log.data_version
+                if version != self._data_version:
+                    self._catch_up(self._delta)
+                    self._state.view = EmbeddedView(self._delta)
+                    self._data_version = version
+
+    def _load(self) -> None:
+        try:
+            self._go_over()
+        except (UserError, OSError) as error:
+            _log.warning(
+                "the live snapshot of %s cannot be used; searches go on with the former: %s", self.index, error
+            )
+        finally:
+            self._loading = None
+
+    def _go_over(self) -> None:
+        self._seen = _identity(self.index)
+        name = current_name(self.index)
+        if name is None or name == self._state.view.snapshot:
+            self.superseded = None
+            return
+        if read_manifest(self.index / SNAPSHOTS / name)[0].model_fingerprint != self.fingerprint:
+            self.superseded = name
+            return
+        snapshot = open_snapshot(self.index, self.fingerprint, name=name)
+        try:
+            with self._lock:
+                delta = self._above(snapshot)
+                former, self._delta, self._state = self._state, delta, _State(snapshot, EmbeddedView(delta))
+        except BaseException:
+            snapshot.close()
+            raise
+        former.retire()
+        self.superseded = None
+        self._prune()
+
+    def _above(self, snapshot: Snapshot) -> Delta:
+        """The changes above `snapshot`, read from the log."""
+        delta = Delta(snapshot)
+        self._catch_up(delta)
+        if delta.sequence < self._log.last:
+            raise damaged(self._log.path, f"{delta.sequence:,} changes instead of {self._log.last:,}")
+        return delta
+
+    def _catch_up(self, delta: Delta) -> None:
+        changes = self._log.after_for(delta.sequence, self._model)
+        while chunk := list(itertools.islice(changes, _AT_ONCE)):
+            delta.apply(chunk)
+
+    def _prune(self) -> None:
+        """Forget the changes that are in every snapshot there is."""
+        if not self._log.writable:
+            return
+        with suppress(UserError, OSError):
+            manifests = [read_manifest(self.index / SNAPSHOTS / name)[0] for name in snapshot_names(self.index)]
+            needed_after = min(manifest.sequence for manifest in manifests)
+            for sequence in (*range(self._log.pruned, needed_after, _AT_ONCE), needed_after):
+                with self._lock:
+                    self._log.prune(sequence)
+
+
+class _Numbering:
+    """Gives the changes of one commit their sequence numbers, checking versions and keys on the way."""
+
+    def __init__(self, log: ChangeLog, delta: Delta, model: int, base_rows: dict[str, tuple[int, int]]) -> None:
+        self.base_rows = base_rows
+        self.rows: list[LoggedChange] = []
+        self.keys: dict[str, KeptKey] = {}
+        self._log, self._delta, self._model = log, delta, model
+        self._last = delta.sequence
+        self._versions: dict[str, int] = {}  # of the images that this commit changes
+
+    def number(self, request: ChangeRequest) -> Receipt | Exception:
+        """The receipt of a request, or its refusal, after which nothing of it is in `rows`."""
+        if request.key and (kept := self.keys.get(request.key) or self._log.kept_key(request.key)):
+            same = kept.request == request.digest
+            return _receipt(kept.sequence, kept.changes) if same else KeyReused(request.key)
+        versions: dict[str, int] = {}
+        rows: list[LoggedChange] = []
+        for row, if_version in zip(request.rows, request.if_versions, strict=True):
+            if if_version is not None:
+                current = versions.get(row.image_id, self._version(row.image_id))
+                if current != if_version:
+                    return VersionConflict(row.image_id, if_version, current)
+            sequence = self._last + len(rows) + 1
+            rows.append(row._replace(sequence=sequence, model=self._model))
+            versions[row.image_id] = 0 if row.vector is None else sequence
+        self.rows += rows
+        self._versions.update(versions)
+        self._last += len(rows)
+        if request.key:
+            self.keys[request.key] = KeptKey(request.key, request.digest, self._last, len(rows))
+        return _receipt(self._last, len(rows))
+
+    def _version(self, image_id: str) -> int:
+        if image_id in self._versions:
+            return self._versions[image_id]
+        return self._delta.version(image_id, self.base_rows)
+
+
+class _State:
+    """A view and the snapshot under it, which is closed when it was replaced and the last reader has left."""
+
+    def __init__(self, snapshot: Snapshot, view: EmbeddedView) -> None:
+        self.view = view
+        self._snapshot = snapshot
+        self._readers, self._retired = 0, False
+        self._lock = threading.Lock()
+
+    def enter(self) -> bool:
+        """Keep the snapshot open; False when it was replaced."""
+        with self._lock:
+            self._readers += not self._retired
+            return not self._retired
+
+    def leave(self) -> None:
+        """The opposite of `enter`."""
+        with self._lock:
+            self._readers -= 1
+            last = self._retired and not self._readers
+        if last:
+            self._snapshot.close()
+
+    def retire(self) -> None:
+        """No reader enters any more."""
+        with self._lock:
+            last = not self._retired and not self._readers
+            self._retired = True
+        if last:
+            self._snapshot.close()
+
+
+def _receipt(sequence: int, changes: int) -> Receipt:
+    return Receipt(sequence, tuple(range(sequence - changes + 1, sequence + 1)))
+
+
+def _identity(index: Path) -> tuple[int, int] | None:
+    """Tells one CURRENT from the next without reading it: each is a file of its own."""
+    try:
+        status = (index / CURRENT).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns

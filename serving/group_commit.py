@@ -1,0 +1,64 @@
+"""One thread that commits what many submit, all that waits at once; knows nothing of what is committed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Items of one commit at most, so that the first does not wait for an endless crowd.
+MAX_GROUP = 1_024
+
+
+class GroupCommitter(Generic[T, R]):
+    """Collects items while a commit is under way and hands them to the next one.
+
+    `commit(items)` returns a result or an exception for each item; what it raises goes to every one of them.
+    """
+
+    def __init__(self, commit: Callable[[Sequence[T]], Sequence[R | Exception]], name: str = "commit") -> None:
+        self._commit = commit
+        self._waiting: list[tuple[T, Future[R]]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, item: T) -> Future[R]:
+        """Queue `item`; the result comes when its commit is done. `RuntimeError` after `close`."""
+        future: Future[R] = Future()
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("closed")
+            self._waiting.append((item, future))
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """Commit what waits, and stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+            try:
+                results = self._commit([item for item, _ in group])
+            except Exception as error:
+                results = [error] * len(group)
+            for (_, future), result in zip(group, results, strict=True):
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)

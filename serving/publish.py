@@ -1,0 +1,183 @@
+"""Publishes a staged snapshot: verified before it is live, live in one step, and the former one kept for a rollback;
+knows no model."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.durable import digest_bytes, directory_digests, naming_file, only_process, publish_directory, write_atomic
+from data.errors import SnapshotError
+from serving.attribute_columns import write_columns
+from serving.catalog import Catalog
+from serving.exact_index import ROUNDING
+from serving.index_recall import INDEX_RECALL_FLOOR, SAMPLE, build_verified
+from serving.snapshot import (
+    COLUMNS,
+    CURRENT,
+    FAISS,
+    MANIFEST,
+    QUERIES,
+    SNAPSHOTS,
+    Manifest,
+    Snapshot,
+    current_name,
+    open_snapshot,
+    read_manifest,
+)
+from serving.staged_snapshot import CATALOG, VECTORS
+
+WORK, LOCK = "work", "LOCK"
+
+
+@contextmanager
+def only_builder(index: Path) -> Iterator[None]:
+    """Hold the lock of those who publish in `index`, which ends with the process; `SnapshotError` when it is taken."""
+    (index / LOCK).touch()
+    busy = SnapshotError(
+        f"no other job that publishes in {index}", "one that is running", "wait for it, or choose another index"
+    )
+    with only_process(index / LOCK, busy):
+        yield
+
+
+@contextmanager
+def staging(index: Path) -> Iterator[Path]:
+    """An empty directory for what is to be published in `index`, removed at the end."""
+    staged = index / WORK / "staged"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def index_staged(staged: Path, queries: np.ndarray) -> dict[str, Any]:
+    """Write the columns of the staged attributes, and the search index, measured on `queries` (Q, D), if there are any.
+
+    Returns the index's certificate as JSON; see `index_recall.build_verified`.
+    """
+    vectors = np.load(staged / VECTORS, mmap_mode="r", allow_pickle=False)
+    with naming_file(staged / QUERIES), (staged / QUERIES).open("wb") as file:
+        np.save(file, queries.astype(np.float16), allow_pickle=False)
+    with closing(Catalog(staged / CATALOG)) as catalog:
+        write_columns(staged / COLUMNS, (entry.attributes for entry in catalog))
+    if not len(vectors):
+        return {"kind": "none"}
+    return build_verified(vectors, queries.astype(np.float16).astype(np.float32), staged / FAISS)
+
+
+def publish(index: Path, staged: Path, manifest: Manifest) -> str:
+    """Publish the files in `staged` as the live snapshot of `index`; return its name.
+
+    The files are moved. The new snapshot is read back and verified before it is live; a crash at any moment, or a
+    failed verification, leaves the former one live and whole. The former one is kept, older ones are removed as soon as
+    nobody reads them. One process at a time may publish: hold the index's lock.
+    """
+    name = _write_snapshot(index, staged, manifest)
+    try:
+        verify_snapshot(index, name)
+    except BaseException:
+        shutil.rmtree(index / SNAPSHOTS / name, ignore_errors=True)
+        raise
+    make_live(index, name)
+    return name
+
+
+def _write_snapshot(index: Path, staged: Path, manifest: Manifest) -> str:
+    files = directory_digests(staged)
+    content = json.dumps({**asdict(manifest), "files": files}, indent=2, sort_keys=True, ensure_ascii=False).encode()
+    moment = datetime.fromisoformat(manifest.create_time).astimezone(UTC)
+    name = f"{moment:%Y%m%dT%H%M%SZ}-{digest_bytes(content)[:16]}"
+    with publish_directory(index / SNAPSHOTS / name) as aside:
+        for file in files:
+            (aside / file).parent.mkdir(parents=True, exist_ok=True)
+            (staged / file).replace(aside / file)
+        write_atomic(aside / MANIFEST, content)
+    return name
+
+
+def verify_snapshot(index: Path, name: str) -> None:
+    """Open a snapshot as a server would, every digest checked, and search for a sample of its own vectors.
+
+    `SnapshotError` when a file is not as it was written, or when images do not find themselves.
+    """
+    with closing(open_snapshot(index, name=name)) as snapshot:
+        found = found_themselves(snapshot)
+        if found < INDEX_RECALL_FLOOR:
+            raise SnapshotError(
+                "an index in which images find themselves",
+                f"{found:.0%} of a sample that do in {snapshot.path}",
+                "check the machine's memory and disk, then run again",
+            )
+
+
+def found_themselves(snapshot: Snapshot) -> float:
+    """Share of a sample of the images that come first, or equal to the first, when their own vector is searched."""
+    if snapshot.index is None:
+        return 1.0
+    rows = np.unique(np.linspace(0, len(snapshot.vectors) - 1, SAMPLE).astype(int))
+    vectors = np.asarray(snapshot.vectors[rows], np.float32)
+    scores, _ = snapshot.index.search(vectors, 1)
+    return float((scores[:, 0] >= np.einsum("bd,bd->b", vectors, vectors) - ROUNDING).mean())
+
+
+def roll_back(index: Path, name: str | None = None) -> str:
+    """Make the snapshot that was live before, or the one called `name`, live again; return its name.
+
+    It is verified first. The state is then that snapshot and every change after it: nothing that was acknowledged is
+    lost. `SnapshotError` when it is not there any more, or damaged; the live one then stays.
+    """
+    with only_builder(index):
+        if name is None:
+            live = current_name(index)
+            name = read_manifest(index / SNAPSHOTS / live)[0].former if live else None
+        if name is None or not (index / SNAPSHOTS / name).is_dir():
+            raise SnapshotError("an earlier snapshot", f"none in {index}", "see python -m serving.manage snapshots")
+        verify_snapshot(index, name)
+        make_live(index, name)
+    return name
+
+
+def make_live(index: Path, name: str) -> None:
+    """Let CURRENT name `name`, and remove snapshots that neither it nor a rollback needs."""
+    try:
+        former = current_name(index)
+    except SnapshotError:
+        former = None  # a damaged CURRENT is what this publication repairs
+    write_atomic(index / CURRENT, f"{name}\n".encode())
+    remove_snapshots(index, keep={name, former})
+
+
+def remove_snapshots(index: Path, keep: set[str | None]) -> None:
+    """Remove snapshots not kept that nobody reads, and what a killed publication left."""
+    for path in (index / SNAPSHOTS).glob("*"):
+        if path.name not in keep:
+            _remove_unread(path)
+
+
+def _remove_unread(path: Path) -> None:
+    try:
+        descriptor = os.open(path / MANIFEST, os.O_RDONLY)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)  # unfinished: no reader can have opened it
+        return
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # First the manifest: what is left of a removal that was cut short is nobody's snapshot.
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(descriptor)

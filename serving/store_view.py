@@ -1,0 +1,167 @@
+"""A state of the embedded store that does not move: a snapshot, and the changes up to one sequence number; knows no log
+and no lock."""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serving.catalog import ImageNotFound, attributes_of_json, captions_of_json
+from serving.exact_index import ROUNDING, ExactIndex, best_of, check_queries
+from serving.filters import Filter, matches
+from serving.row_subset import RowSubset
+from serving.vector_store import Found, StoredImage
+
+if TYPE_CHECKING:
+    from serving.delta import Delta
+    from serving.snapshot import Manifest
+
+
+class EmbeddedView:
+    """See `vector_store.StoreView`; made by `EmbeddedStore.view`."""
+
+    def __init__(self, delta: Delta) -> None:
+        self._delta, self._base = delta, delta.snapshot
+        self.sequence = delta.sequence
+        self._live = delta.live
+        self._vectors = delta.vectors[: delta.count]  # (S, D) float32, S slots
+        self._ended = delta.ended[: delta.count]
+        self._base_alive = delta.base_alive
+
+    @property
+    def snapshot(self) -> str:
+        """The name of the snapshot under it."""
+        return self._base.name
+
+    @property
+    def manifest(self) -> Manifest:
+        """What that snapshot says of itself."""
+        return self._base.manifest
+
+    @property
+    def revision(self) -> str:
+        """The snapshot and the number of the last change above it."""
+        return f"{self._base.name}-{self.sequence}"
+
+    @property
+    def changes(self) -> int:
+        """How many changes stand above the snapshot."""
+        return self.sequence - self._base.manifest.sequence
+
+    def __len__(self) -> int:
+        return self._live
+
+    def search(
+        self, queries: np.ndarray, k: int, where: Filter | None = None, *, exact: bool = False
+    ) -> list[list[Found]]:
+        """See `StoreView.search`."""
+        queries = check_queries(queries, self._base.manifest.dimension, k)
+        base = self._search_base(queries, k, where, exact)
+        above = self._search_slots(queries, k, where)
+        return [
+            sorted((*low, *high), key=lambda found: (-found.score, found.image_id))[:k]
+            for low, high in zip(base, above, strict=True)
+        ]
+
+    def get(self, image_ids: Sequence[str]) -> list[StoredImage | None]:
+        """See `StoreView.get`."""
+        slots = {image_id: self._delta.slot(image_id, self.sequence) for image_id in image_ids}
+        entries = self._base.catalog.by_ids([image_id for image_id, slot in slots.items() if slot is None])
+        found: dict[str, StoredImage] = {image_id: entry.stored() for image_id, entry in entries.items()}
+        found.update(
+            {image_id: self._image(slot) for image_id, slot in slots.items() if slot is not None and slot >= 0}
+        )
+        return [found.get(image_id) for image_id in image_ids]
+
+    def vectors(self, image_ids: Sequence[str]) -> np.ndarray:
+        """See `StoreView.vectors`."""
+        result = np.empty((len(image_ids), self._base.manifest.dimension), np.float32)
+        rows = self._base.catalog.rows_of(list(image_ids))
+        for position, image_id in enumerate(image_ids):
+            slot = self._delta.slot(image_id, self.sequence)
+            if slot is None and image_id in rows:
+                result[position] = self._base.vectors[rows[image_id][0]]
+            elif slot is not None and slot >= 0:
+                result[position] = self._vectors[slot]
+            else:
+                raise ImageNotFound(image_id)
+        return result
+
+    def page(self, after: str, limit: int, where: Filter | None = None) -> list[StoredImage]:
+        """See `StoreView.page`."""
+        images = heapq.merge(self._base_after(after, limit), self._slots_after(after), key=lambda image: image.image_id)
+        chosen = (image for image in images if where is None or matches(where, image.image_id, image.attributes))
+        return list(itertools.islice(chosen, limit))
+
+    def _base_after(self, after: str, limit: int) -> Iterator[StoredImage]:
+        """The snapshot's images that are current, in the order of their ids; read in pieces."""
+        while entries := self._base.catalog.after(after, max(limit, 100)):
+            after = entries[-1].image_id
+            yield from (e.stored() for e in entries if self._base_alive is None or self._base_alive[e.row])
+
+    def _slots_after(self, after: str) -> Iterator[StoredImage]:
+        """The current images above the snapshot, in the order of their ids."""
+        ids, slots = self._slot_order
+        return map(self._image, slots[bisect.bisect_right(ids, after) :])
+
+    def _search_base(self, queries: np.ndarray, k: int, where: Filter | None, exact: bool) -> list[list[Found]]:
+        index = self._base.index
+        if index is None:
+            return [[] for _ in queries]
+        if exact:
+            index = ExactIndex(self._base.vectors)
+        scores, rows = index.search(queries, k, self._allowed(where))
+        ids = iter(self._base.catalog.ids(rows.ravel().tolist()))
+        return [[Found(next(ids), score) for score in row_scores] for row_scores in scores.tolist()]
+
+    def _allowed(self, where: Filter | None) -> RowSubset | None:
+        """The rows of the snapshot that a search may find."""
+        if where is None:
+            return self._alive_rows
+        mask = self._base.rows_matching(where)
+        return RowSubset.from_mask(mask if self._base_alive is None else mask & self._base_alive)
+
+    @cached_property
+    def _alive_rows(self) -> RowSubset | None:
+        return None if self._base_alive is None else RowSubset.from_mask(self._base_alive)
+
+    def _search_slots(self, queries: np.ndarray, k: int, where: Filter | None) -> list[list[Found]]:
+        """Compare with every slot that is current, and that `where` matches."""
+        slots = self._alive_slots
+        if where is not None:
+            slots = slots[self._delta.columns.rows_matching(where, len(self._vectors))[slots]]
+        k = min(k, len(slots))
+        if not k:
+            return [[] for _ in queries]
+        similarity = queries @ self._vectors.T  # (Q, D) * (S, D) -> (Q, S)
+        answers = []
+        for query, row in zip(queries, similarity, strict=True):
+            chosen = row[slots]
+            bound = np.partition(chosen, -k)[-k] - ROUNDING * np.abs(chosen).max()
+            near = slots[chosen >= bound]
+            scores, order = best_of(self._vectors, query[np.newaxis], [near], len(near))
+            ids = [self._delta.changes[slot].image_id for slot in order[0].tolist()]
+            answers.append([Found(*found) for found in zip(ids, scores[0].tolist(), strict=True)])
+        return answers
+
+    def _image(self, slot: int) -> StoredImage:
+        change = self._delta.changes[slot]
+        captions, attributes = captions_of_json(change.captions), attributes_of_json(change.attributes)
+        return StoredImage(change.image_id, change.digest, change.location, captions, attributes, change.sequence)
+
+    @cached_property
+    def _alive_slots(self) -> np.ndarray:
+        """Slots that are current at this view's sequence number; one that ended later ended after it."""
+        return np.flatnonzero(self._ended > self.sequence)
+
+    @cached_property
+    def _slot_order(self) -> tuple[list[str], list[int]]:
+        """The current slots in the order of their ids: ids, and slots."""
+        order = sorted((self._delta.changes[slot].image_id, slot) for slot in self._alive_slots.tolist())
+        return [image_id for image_id, _ in order], [slot for _, slot in order]
