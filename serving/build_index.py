@@ -139,6 +139,7 @@ def _publish(
 ) -> None:  # fmt: skip
     """Build and verify the search index over the staged vectors, and publish all of it."""
     from serving.catalog import Catalog
+    from serving.index_bundle import keep_bundle
     from serving.publish import WORK, index_staged, publish
     from serving.snapshot import Manifest
     from serving.staged_snapshot import CATALOG
@@ -160,6 +161,8 @@ def _publish(
         sequence=sequence,
         former=former,
     )
+    if runtime.bundle is not None:
+        keep_bundle(out, runtime.bundle)
     report.snapshot = publish(out, staged, manifest)
 
 

@@ -132,10 +132,12 @@ class ChangeLog:
         path = index / LOG
         if not path.is_file():
             raise damaged(path, f"nothing at {path}")
-        mode = "rw" if writable else "ro"
+        mode = "mode=rw" if writable else "mode=ro"
+        if not writable and not os.access(index, os.W_OK) and not path.with_name(f"{LOG}-wal").exists():
+            mode += "&immutable=1"  # SQLite could not make the file that readers share; nobody can be writing
         with _naming(path), contextlib.ExitStack() as stack:
             connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False,
+                f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None, check_same_thread=False,
                 timeout=30.0,
             )  # fmt: skip
             stack.callback(connection.close)

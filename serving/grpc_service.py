@@ -115,11 +115,11 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         """Rank the indexed images."""
         k = request.page_size or DEFAULT_K
         min_score = request.min_score if request.HasField("min_score") else None
-        hits = await engine.search(_query(request.query), k, min_score, deadline, request.filter)
+        answer = await engine.search(_query(request.query), k, min_score, deadline, request.filter)
         return search_service_pb2.SearchResponse(
-            hits=[_hit(hit) for hit in hits],
+            hits=[_hit(hit) for hit in answer.hits],
             model_revision=engine.runtime.fingerprint,
-            index_revision=engine.snapshot.name,
+            index_revision=answer.index_revision,
         )
 
 
@@ -163,17 +163,18 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         self, engine: SearchEngine, request: index_service_pb2.GetIndexRequest, deadline: float | None
     ) -> index_service_pb2.GetIndexResponse:
         """Describe the index."""
-        manifest = engine.snapshot.manifest
+        with engine.store.view() as view:
+            described = view.describe()
         index = index_service_pb2.Index(
-            snapshot=engine.snapshot.name,
-            image_count=manifest.image_count,
-            dimension=manifest.dimension,
-            kind=manifest.index["kind"],
-            model_name=manifest.model_name,
-            model_revision=manifest.model_fingerprint,
-            source=manifest.source,
+            snapshot=described.snapshot,
+            image_count=described.image_count,
+            dimension=described.dimension,
+            kind=described.kind,
+            model_name=described.model_name,
+            model_revision=described.model_fingerprint,
+            source=described.source,
         )
-        index.create_time.FromDatetime(datetime.fromisoformat(manifest.create_time))
+        index.create_time.FromDatetime(described.create_time)
         return index_service_pb2.GetIndexResponse(index=index)
 
 

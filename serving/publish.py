@@ -21,6 +21,7 @@ from data.errors import SnapshotError
 from serving.attribute_columns import write_columns
 from serving.catalog import Catalog
 from serving.exact_index import ROUNDING
+from serving.index_bundle import remove_bundles
 from serving.index_recall import INDEX_RECALL_FLOOR, SAMPLE, build_verified
 from serving.snapshot import (
     COLUMNS,
@@ -158,6 +159,7 @@ def make_live(index: Path, name: str) -> None:
         former = None  # a damaged CURRENT is what this publication repairs
     write_atomic(index / CURRENT, f"{name}\n".encode())
     remove_snapshots(index, keep={name, former})
+    remove_bundles(index)
 
 
 def remove_snapshots(index: Path, keep: set[str | None]) -> None:

@@ -1,6 +1,6 @@
 """From a query to hits: checks limits, embeds, searches, looks up; knows no gRPC and no HTTP.
 
-Example: `hits = await SearchEngine(runtime, snapshot).search(TextQuery("a red bicycle"), k=10)`.
+Example: `answer = await SearchEngine(runtime, store).search(TextQuery("a red bicycle"), k=10)`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from data.images import load_pixels
 from data.text import MAX_CHARACTERS, clean_caption
 from serving.batcher import Batcher
 from serving.filter_syntax import parse
-from serving.row_subset import RowSubset
 from serving.vector_index import SearchHit
 
 if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
     from serving.filters import Filter
-    from serving.snapshot import Snapshot
+    from serving.vector_store import VectorStore
 
 R = TypeVar("R")
 
@@ -77,16 +76,24 @@ class ImageRefused(QueryError):
         self.reason = error.reason
 
 
+@dataclass(frozen=True)
+class SearchAnswer:
+    """Hits, best first, and the revision of the index that they were found in."""
+
+    hits: list[SearchHit]
+    index_revision: str
+
+
 class SearchEngine:
-    """One model and one snapshot of its embeddings. Belongs to the event loop that first uses it.
+    """One model and a store of its embeddings. Belongs to the event loop that first uses it.
 
     Embedding runs on one thread, in batches; decoding and searching run on as many threads as there are cores.
     Deadlines are moments on the event loop's clock; what has not begun by then is a `TimeoutError`.
     """
 
-    def __init__(self, runtime: Runtime, snapshot: Snapshot) -> None:
+    def __init__(self, runtime: Runtime, store: VectorStore) -> None:
         self.runtime = runtime
-        self.snapshot = snapshot
+        self.store = store
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="search")
         turn = asyncio.Lock()
@@ -104,7 +111,7 @@ class SearchEngine:
         min_score: float | None = None,
         deadline: float | None = None,
         filter_text: str = "",
-    ) -> list[SearchHit]:
+    ) -> SearchAnswer:
         """The `k` best images for `query`, best first; those that score less than `min_score` are left out.
 
         Only images that `filter_text` matches (see filter_syntax.py) are searched; a blank one matches every image.
@@ -138,10 +145,10 @@ class SearchEngine:
         return np.stack(await self._images.submit(pixels, deadline))
 
     def close(self) -> None:
-        """Stop the threads after what they are doing, and release the snapshot."""
+        """Stop the threads after what they are doing, and close the store."""
         self._inference.shutdown(cancel_futures=True)
         self._workers.shutdown(cancel_futures=True)
-        self.snapshot.close()
+        self.store.close()
 
     async def _vector(self, query: Query, deadline: float | None) -> np.ndarray:
         """The query's embedding, (D,) float32 of unit length."""
@@ -160,9 +167,8 @@ class SearchEngine:
                     f"{len(image_id):,} characters",
                     "name an indexed image",
                 )
-            entry = await self._in_worker(lambda: self.snapshot.catalog.by_id(image_id), deadline)
-            return np.asarray(self.snapshot.vectors[entry.row], np.float32)
-        return _unit_vector(query.values, self.snapshot.manifest.dimension)
+            return await self._in_worker(lambda: self._vector_of(image_id), deadline)
+        return _unit_vector(query.values, self.store.dimension)
 
     async def _pixels(self, field: str, data: bytes, deadline: float | None) -> np.ndarray:
         """Decode an image in a worker thread; `ImageRefused` when that fails."""
@@ -171,17 +177,21 @@ class SearchEngine:
         except ImageError as error:
             raise ImageRefused(field, error) from error
 
-    def _find(self, vector: np.ndarray, k: int, min_score: float | None, where: Filter | None) -> list[SearchHit]:
-        if self.snapshot.index is None:
-            return []
-        allowed = None if where is None else RowSubset.from_mask(self.snapshot.rows_matching(where))
-        scores, rows = self.snapshot.index.search(vector[np.newaxis], k, allowed)
-        kept = len(scores[0]) if min_score is None else int((scores[0] >= min_score).sum())  # best first
-        entries = self.snapshot.catalog.by_rows(rows[0, :kept].tolist())
-        return [
-            SearchHit(entry.image_id, float(score), rank, entry.captions, entry.attributes)
-            for rank, (entry, score) in enumerate(zip(entries, scores[0], strict=False), start=1)
-        ]
+    def _vector_of(self, image_id: str) -> np.ndarray:
+        with self.store.view() as view:
+            return view.vectors([image_id])[0]
+
+    def _find(self, vector: np.ndarray, k: int, min_score: float | None, where: Filter | None) -> SearchAnswer:
+        with self.store.view() as view:
+            (found,) = view.search(vector[np.newaxis], k, where)
+            found = [hit for hit in found if min_score is None or hit.score >= min_score]
+            images = view.get([hit.image_id for hit in found])
+            hits = [
+                SearchHit(hit.image_id, hit.score, rank, image.captions, image.attributes)
+                for rank, (hit, image) in enumerate(zip(found, images, strict=True), start=1)
+                if image is not None
+            ]
+            return SearchAnswer(hits, view.revision)
 
     async def _in_worker(self, work: Callable[[], R], deadline: float | None) -> R:
         loop = asyncio.get_running_loop()

@@ -1,6 +1,6 @@
 """The gRPC server process: opens the port, loads, reports health, drains and stops; knows no query.
 
-Example: `python -m serving.server --bundle default --index index --address 127.0.0.1:50051`.
+Example: `python -m serving.server --index index --address 127.0.0.1:50051`.
 """
 
 from __future__ import annotations
@@ -61,10 +61,9 @@ async def _serve(address: str, load: Callable[[], SearchEngine], grace: float) -
         if loading.done():
             live.engine = loading.result()
             await _set_serving(health_service, True)
-            manifest = live.engine.snapshot.manifest
-            console.say(
-                f"serving {manifest.image_count:,} images of {manifest.source} with model {manifest.model_name}"
-            )
+            with live.engine.store.view() as view:
+                index = view.describe()
+            console.say(f"serving {index.image_count:,} images of {index.source} with model {index.model_name}")
             await stopping
         console.say("stopping; running calls are finished first")
     finally:
@@ -150,19 +149,20 @@ def _in_daemon_thread(load: Callable[[], SearchEngine]) -> asyncio.Future[Search
     return future
 
 
-def load_engine(bundle: str, index: Path) -> SearchEngine:
-    """Open a bundle and its index, and run the model as queries will.
+def load_engine(index: Path, bundle: str | None = None) -> SearchEngine:
+    """Open an index with the bundle in it, or with another copy of that, and run the model as queries will.
 
     `BundleError`, `SnapshotError` or `FingerprintMismatch`.
     """
     from dual_encoder.runtime import Runtime
+    from serving.embedded_store import EmbeddedStore
+    from serving.index_bundle import bundle_of
     from serving.search_engine import IMAGE_BATCH, TEXT_BATCH, SearchEngine
-    from serving.snapshot import open_snapshot
 
-    runtime = Runtime.load(bundle)
-    snapshot = open_snapshot(index, runtime.fingerprint, bundle)
+    runtime = Runtime.load(bundle or bundle_of(index))
+    store = EmbeddedStore.open(index, runtime.fingerprint, bundle=bundle or "BUNDLE", writable=False)
     runtime.warm_up(TEXT_BATCH, IMAGE_BATCH)
-    return SearchEngine(runtime, snapshot)
+    return SearchEngine(runtime, store)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m serving.server",
         description="Answer image searches over gRPC until SIGTERM. Without TLS: keep it on a loopback address.",
     )
-    parser.add_argument("--bundle", required=True, help='directory of the model that made the index, or "default"')
+    parser.add_argument("--bundle", help='directory of the model, or "default", if not the copy in the index')
     parser.add_argument("--index", required=True, type=Path, help="directory that serving.build_index made")
     parser.add_argument(
         "--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s; port 0: any"
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="for running calls when stopping")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(arguments.address, lambda: load_engine(arguments.bundle, arguments.index), arguments.grace)
+    serve(arguments.address, lambda: load_engine(arguments.index, arguments.bundle), arguments.grace)
     return console.EXIT_OK
 
 

@@ -7,6 +7,7 @@ import bisect
 import heapq
 import itertools
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,10 @@ from serving.catalog import ImageNotFound, attributes_of_json, captions_of_json
 from serving.exact_index import ROUNDING, ExactIndex, best_of, check_queries
 from serving.filters import Filter, matches
 from serving.row_subset import RowSubset
-from serving.vector_store import Found, StoredImage
+from serving.vector_store import Found, StoreDescription, StoredImage
 
 if TYPE_CHECKING:
     from serving.delta import Delta
-    from serving.snapshot import Manifest
 
 
 class EmbeddedView:
@@ -40,11 +40,6 @@ class EmbeddedView:
         return self._base.name
 
     @property
-    def manifest(self) -> Manifest:
-        """What that snapshot says of itself."""
-        return self._base.manifest
-
-    @property
     def revision(self) -> str:
         """The snapshot and the number of the last change above it."""
         return f"{self._base.name}-{self.sequence}"
@@ -56,6 +51,20 @@ class EmbeddedView:
 
     def __len__(self) -> int:
         return self._live
+
+    def describe(self) -> StoreDescription:
+        """See `StoreView.describe`."""
+        manifest = self._base.manifest
+        return StoreDescription(
+            self.snapshot,
+            len(self),
+            manifest.dimension,
+            manifest.index["kind"],
+            manifest.model_name,
+            manifest.model_fingerprint,
+            manifest.source,
+            datetime.fromisoformat(manifest.create_time),
+        )
 
     def search(
         self, queries: np.ndarray, k: int, where: Filter | None = None, *, exact: bool = False

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import numpy as np
 
     from data.pairs import AttributeValue
@@ -110,6 +112,20 @@ class Found:
     score: float
 
 
+@dataclass(frozen=True)
+class StoreDescription:
+    """What operators are told of a state of a store; `kind` is how it searches, in the engine's own words."""
+
+    snapshot: str
+    image_count: int
+    dimension: int
+    kind: str
+    model_name: str
+    model_fingerprint: str
+    source: str
+    create_time: datetime  # of the snapshot
+
+
 class StoreView(Protocol):
     """A state of a store that does not move; safe to share between threads. Close it by leaving its `with` block."""
 
@@ -123,6 +139,9 @@ class StoreView(Protocol):
 
     def __len__(self) -> int:
         """How many images there are."""
+
+    def describe(self) -> StoreDescription:
+        """Where it came from and how it searches."""
 
     def search(
         self, queries: np.ndarray, k: int, where: Filter | None = None, *, exact: bool = False

@@ -37,6 +37,7 @@ class ColourRuntime:
     def __init__(self, fingerprint: str = "c0104a", name: str = "colours") -> None:
         self.fingerprint = fingerprint
         self.name = name
+        self.bundle = None
         self.embedding_dim = len(COLOURS)
         self.preprocessing = ImagePreprocessing(size=8)
         self.hubness = None

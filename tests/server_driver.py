@@ -13,9 +13,9 @@ import numpy as np
 from fakes import ColourRuntime
 
 from data import console
+from serving.embedded_store import EmbeddedStore
 from serving.search_engine import SearchEngine
 from serving.server import serve
-from serving.snapshot import open_snapshot
 
 
 class SteeredRuntime(ColourRuntime):
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         if hold:
             sys.stdin.readline()
         runtime = SteeredRuntime()
-        return SearchEngine(runtime, open_snapshot(Path(index), runtime.fingerprint))
+        return SearchEngine(runtime, EmbeddedStore.open(Path(index), runtime.fingerprint))
 
     serve(address, load, grace=5.0)
     return 0

@@ -12,6 +12,7 @@ from fakes import ColourRuntime, ListSource, picture
 from data.errors import QueryError
 from serving.build_index import build_index
 from serving.catalog import ImageNotFound
+from serving.embedded_store import EmbeddedStore
 from serving.exact_index import ExactIndex
 from serving.search_engine import ImageIdQuery, ImageQuery, ImageRefused, SearchEngine, TextQuery, VectorQuery
 from serving.snapshot import open_snapshot
@@ -28,7 +29,7 @@ def index(tmp_path_factory):
 
 @asynccontextmanager
 async def opened(index):
-    engine = SearchEngine(RUNTIME, open_snapshot(index, RUNTIME.fingerprint))
+    engine = SearchEngine(RUNTIME, EmbeddedStore.open(index, RUNTIME.fingerprint))
     try:
         yield engine
     finally:
@@ -38,7 +39,7 @@ async def opened(index):
 def search(index, *arguments, **options):
     async def main():
         async with opened(index) as engine:
-            return await engine.search(*arguments, **options)
+            return (await engine.search(*arguments, **options)).hits
 
     return asyncio.run(main())
 
@@ -205,6 +206,6 @@ def test_many_searches_at_once_get_their_own_answers(index):
         async with opened(index) as engine:
             colours = ["red", "green", "blue", "yellow"] * 25
             results = await asyncio.gather(*(engine.search(TextQuery(colour), k=3) for colour in colours))
-            assert [hits[0].attributes["colour"] for hits in results] == colours
+            assert [answer.hits[0].attributes["colour"] for answer in results] == colours
 
     asyncio.run(main())

@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped too
     # A check must not depend on a free port.
     address = "127.0.0.1:0" if options.mode == "check" else options.address
-    bundle, index = _own_folder(options.images) if options.images else _emoji()
-    with _server(bundle, index, address) as (process, real_address):
+    index = _own_folder(options.images) if options.images else _emoji()
+    with _server(index, address) as (process, real_address):
         console.say(f"ready after {time.monotonic() - started:.0f} s")
         good = _ask(real_address, index, QUESTIONS if not options.images else ())
         if options.mode == "check":
@@ -65,24 +65,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve_until_interrupted(process)
 
 
-def _emoji() -> tuple[str, Path]:
+def _emoji() -> Path:
     """Prepare, train, evaluate and index the emoji data set; finished steps find their results and are short."""
     pairs, bundle, index = BUILD / "demo" / "pairs", BUILD / "demo" / "model", BUILD / "demo" / "index"
     _run("data.prepare", "--data", "emoji", "--out", pairs, "--overwrite")
     _run("dual_encoder.train", "--recipe", "emoji_demo", "--data", pairs, "--out", bundle)
     _run("dual_encoder.evaluate", "--bundle", bundle, "--data", pairs, "--json", BUILD / "demo" / "metrics.json")
     _run("serving.build_index", "--bundle", bundle, "--data", pairs, "--out", index)
-    return str(bundle), index
+    return index
 
 
-def _own_folder(images: Path) -> tuple[str, Path]:
+def _own_folder(images: Path) -> Path:
     """Index a folder by the default model."""
     images = images.expanduser().resolve()
     if not images.is_dir():
         raise SourceError("a folder of images", f"{images}, which is none", "give IMAGES=DIR an existing folder")
     index = BUILD / "images" / hashlib.sha256(str(images).encode()).hexdigest()[:12]
     _run("serving.build_index", "--bundle", "default", "--data", f"folder:{images}", "--out", index)
-    return "default", index
+    return index
 
 
 def _run(module: str, *arguments: object) -> None:
@@ -95,9 +95,9 @@ def _run(module: str, *arguments: object) -> None:
 
 
 @contextlib.contextmanager
-def _server(bundle: str, index: Path, address: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def _server(index: Path, address: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running server and its real address; stopped by SIGTERM at the end."""
-    command = ["serving.server", "--bundle", bundle, "--index", str(index), "--address", address]
+    command = ["serving.server", "--index", str(index), "--address", address]
     console.say(f"\n$ python -m {' '.join(command)}")
     process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
     try:
@@ -144,14 +144,13 @@ def _exact_answers(client: SearchClient, index: Path, questions: Sequence[Questi
     """The image ids that brute force over the stored vectors gives, best first."""
     import numpy as np
 
-    from serving.exact_index import ExactIndex
-    from serving.snapshot import open_snapshot
+    from serving.embedded_store import EmbeddedStore
 
-    snapshot = open_snapshot(index, client.status().model_revision)
+    store = EmbeddedStore.open(index, client.status().model_revision, writable=False)
     queries = np.array(client.embed_texts([question.text for question in questions]), np.float32)
-    _, rows = ExactIndex(snapshot.vectors).search(queries, k)
-    answers = [[entry.image_id for entry in snapshot.catalog.by_rows(found.tolist())] for found in rows]
-    snapshot.close()
+    with store.view() as view:
+        answers = [[hit.image_id for hit in found] for found in view.search(queries, k, exact=True)]
+    store.close()
     return answers
 
 
