@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
     from serving.catalog import Catalog, CatalogEntry
     from serving.embedding_job import Outcome
+    from serving.reembedding import Reembedding
 
 REPORT = "report.json"
 MAX_ID_CHARACTERS = 1_024
@@ -37,12 +38,14 @@ class BuildSettings:
     """How a job runs. `splits` empty stands for every image; the sizes count images and do not change the vectors.
 
     `replace_online`: what the source holds takes the place of what was changed or deleted online, and not the reverse.
+    `discard_vectors`: what was added online as a vector, without an image, may get lost when the model is another one.
     """
 
     splits: tuple[str, ...] = ()
     batch_size: int = 32
     shard_size: int = 256
     replace_online: bool = False
+    discard_vectors: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class BuildReport:
     snapshot: str | None = None
     indexed: int = 0  # images in the snapshot: the source's, and those that were added online
     embedded: int = 0  # images of the source that could be read
+    discarded: int = 0  # images that were changed online and could not follow to this model
     reused_shards: int = 0
     embedded_shards: int = 0
     index: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +86,7 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
     image or an id occurs twice; `SnapshotError` when another job is writing to `out`.
     """
     from serving.publish import WORK, only_builder
+    from serving.reembedding import Reembedding
 
     settings = settings or BuildSettings()
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +95,8 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
         staged = out / WORK / "staged"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        sequence, former = _embed(runtime, source, out, settings, report)
+        embed = Reembedding(out, lambda: runtime, settings.discard_vectors)
+        sequence, former = _embed(runtime, source, out, settings, report, embed)
         if not report.embedded:
             report.write(out)
             raise SourceError(
@@ -98,14 +104,19 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
                 f"{len(report.skipped)} unreadable ones" if report.skipped else "none",
                 f"see {out / REPORT}" if report.skipped else "check the source",
             )
-        _publish(runtime, source, out, settings, report, sequence, former)
+        _publish(runtime, source, out, settings, report, embed, sequence, former)
         report.write(out)
         shutil.rmtree(out / WORK)
     return report
 
 
 def _embed(
-    runtime: Runtime, source: PairSource, out: Path, settings: BuildSettings, report: BuildReport
+    runtime: Runtime,
+    source: PairSource,
+    out: Path,
+    settings: BuildSettings,
+    report: BuildReport,
+    embed: Reembedding,
 ) -> tuple[int, str | None]:
     """Stage what was changed online and the images of the source; return the number of the last change, and the name
     of the snapshot that was live."""
@@ -124,7 +135,7 @@ def _embed(
         former = newest_readable(out, log)
         if former is not None:
             stack.enter_context(closing(former))
-        sequence = stage(staged, former, log, only_online=True)
+        sequence = stage(staged, former, log, runtime.fingerprint, only_online=True, embed=embed)
         staged.add(catalog_entries(outcomes, source.name, report), below=not settings.replace_online)
         report.reused_shards, report.embedded_shards = job.reused_shards, job.embedded_shards
         for vectors in job.vectors():
@@ -134,9 +145,15 @@ def _embed(
 
 
 def _publish(
-    runtime: Runtime, source: PairSource, out: Path, settings: BuildSettings, report: BuildReport,
-    sequence: int, former: str | None,
-) -> None:  # fmt: skip
+    runtime: Runtime,
+    source: PairSource,
+    out: Path,
+    settings: BuildSettings,
+    report: BuildReport,
+    embed: Reembedding,
+    sequence: int,
+    former: str | None,
+) -> None:
     """Build and verify the search index over the staged vectors, and publish all of it."""
     from serving.catalog import Catalog
     from serving.index_bundle import keep_bundle
@@ -163,7 +180,8 @@ def _publish(
     )
     if runtime.bundle is not None:
         keep_bundle(out, runtime.bundle)
-    report.snapshot = publish(out, staged, manifest)
+    report.snapshot = publish(out, staged, manifest, embed)
+    report.discarded = embed.discarded
 
 
 def pairs_of_splits(source: PairSource, splits: Sequence[str]) -> Sequence[ImageTextPair] | PairSource:
@@ -259,6 +277,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--replace-online", action="store_true",
         help="let the source's images take the place of those with the same ids that were changed or deleted online",
     )  # fmt: skip
+    parser.add_argument(
+        "--discard-vectors", action="store_true",
+        help="when the model is another one, give up what was added online without an image that it could embed",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
 
     from dual_encoder.runtime import Runtime
@@ -266,11 +288,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = open_source(arguments.data)
     runtime = Runtime.load(arguments.bundle)
     settings = BuildSettings(
-        tuple(arguments.split), arguments.batch_size, arguments.shard_size, arguments.replace_online
+        tuple(arguments.split),
+        arguments.batch_size,
+        arguments.shard_size,
+        arguments.replace_online,
+        arguments.discard_vectors,
     )
     report = build_index(runtime, source, arguments.out, settings)
     if report.reused_shards:
         console.say(f"{report.reused_shards} of {report.reused_shards + report.embedded_shards} shards were kept")
+    if report.discarded:
+        console.say(f"{report.discarded:,} images that were added online as vectors were given up")
     if report.skipped:
         console.say(f"{len(report.skipped):,} images were skipped; see {arguments.out / REPORT}")
     console.say(

@@ -4,7 +4,7 @@ model."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,9 @@ from serving.staged_snapshot import StagedSnapshot
 from serving.vector_store import BATCH_VERSION
 
 _AT_ONCE = 1_000
+
+# Vectors by another model for entries, None for one that has to be left out; see `reembedding.Reembedding`.
+Embed = Callable[[Sequence[CatalogEntry]], list[np.ndarray | None]]
 
 
 def open_log(index: Path) -> ChangeLog:
@@ -46,24 +49,34 @@ def newest_readable(index: Path, log: ChangeLog) -> Snapshot | None:
     return None
 
 
-def stage(staged: StagedSnapshot, snapshot: Snapshot | None, log: ChangeLog, *, only_online: bool = False) -> int:
+def stage(
+    staged: StagedSnapshot,
+    snapshot: Snapshot | None,
+    log: ChangeLog,
+    fingerprint: str,
+    *,
+    only_online: bool = False,
+    embed: Embed | None = None,
+) -> int:
     """Stage the images of `snapshot` and of the changes after it; return the number of the last change.
 
-    `only_online` leaves out what batch jobs brought, for another batch job to bring it. Vectors are taken as they are.
+    `only_online` leaves out what batch jobs brought, for another batch job to bring it. Vectors of the model with
+    `fingerprint` are taken as they are; `embed` makes them for images that have another model's.
     """
-    sequence = BATCH_VERSION
+    sequence, model = BATCH_VERSION, log.model_number(fingerprint)
     if snapshot is not None:
         sequence = snapshot.manifest.sequence
+        same_model = snapshot.manifest.model_fingerprint == fingerprint
         for image_id, version in snapshot.catalog.deletions():
             staged.delete(image_id, version)
         entries = (e for e in snapshot.catalog if not only_online or e.origin == ONLINE)
         for chunk in _chunks(entries):
-            staged.add(chunk)
-            staged.add_vectors(snapshot.vectors[[entry.row for entry in chunk]])
-    for changes in _chunks(log.after(sequence)):
-        for upserts, group in itertools.groupby(changes, key=lambda change: change.vector is not None):
+            vectors = snapshot.vectors[[entry.row for entry in chunk]]
+            _add(staged, chunk, vectors, None if same_model else embed)
+    for changes in _chunks(log.after_for(sequence, model, or_as_it_is=True)):
+        for (upserts, own), group in itertools.groupby(changes, key=lambda c: (c.vector is not None, c.model == model)):
             if upserts:
-                _add(staged, list(group))
+                _add_changes(staged, list(group), None if own else embed)
             else:
                 for change in group:
                     staged.delete(change.image_id, change.sequence)
@@ -78,10 +91,23 @@ def entry_of(change: LoggedChange) -> CatalogEntry:
     return CatalogEntry(change.image_id, change.digest, change.location, captions, attributes, version, origin=ONLINE)
 
 
-def _add(staged: StagedSnapshot, changes: list[LoggedChange]) -> None:
-    staged.add(map(entry_of, changes))
-    vectors = b"".join(change.vector for change in changes if change.vector is not None)
-    staged.add_vectors(np.frombuffer(vectors, np.float16))
+def _add_changes(staged: StagedSnapshot, changes: list[LoggedChange], embed: Embed | None) -> None:
+    vectors = np.frombuffer(b"".join(change.vector for change in changes if change.vector is not None), np.float16)
+    _add(staged, list(map(entry_of, changes)), vectors.reshape(len(changes), -1), embed)
+
+
+def _add(staged: StagedSnapshot, entries: list[CatalogEntry], vectors: np.ndarray, embed: Embed | None) -> None:
+    """Stage entries with their vectors, or with those that `embed` makes; those without one are left out."""
+    if embed is None:
+        staged.add(entries)
+        staged.add_vectors(vectors)
+        return
+    made = [(entry, vector) for entry, vector in zip(entries, embed(entries), strict=True) if vector is not None]
+    for entry in entries:
+        staged.forget(entry.image_id)  # also where it is left out, an earlier state of it must not stay
+    staged.add(entry for entry, _ in made)
+    if made:
+        staged.add_vectors(np.stack([vector for _, vector in made]))
 
 
 def _live_first(index: Path) -> list[str]:

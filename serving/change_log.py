@@ -232,10 +232,10 @@ class ChangeLog:
                 expected += 1
                 yield change
 
-    def after_for(self, sequence: int, model: int) -> Iterator[LoggedChange]:
+    def after_for(self, sequence: int, model: int, *, or_as_it_is: bool = False) -> Iterator[LoggedChange]:
         """As `after`, with the vectors of `model`; a change whose image was given up for it reads as a deletion.
 
-        A change that has no vector of this model is a `SnapshotError`.
+        A change that has no vector of this model is a `SnapshotError`, unless it is to come `or_as_it_is`.
         """
         with _naming(self.path):
             found = self._connection.execute(
@@ -244,10 +244,11 @@ class ChangeLog:
             )
             translated = {number: (vector, stored) for number, vector, stored in found}
         for change in self.after(sequence):
-            if change.model == model or change.vector is None:
+            missing = change.sequence not in translated
+            if change.model == model or change.vector is None or (missing and or_as_it_is):
                 yield change
                 continue
-            if change.sequence not in translated:
+            if missing:
                 raise damaged(self.path, f"change {change.sequence:,} with another model's vector alone")
             vector, stored = translated[change.sequence]
             own = change._replace(vector=vector, model=model)
@@ -282,12 +283,12 @@ class ChangeLog:
             self._connection.execute("UPDATE state SET value = max(value, ?) WHERE name = 'pruned'", (sequence,))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold back every writer, this one's process or another's, until the block ends."""
+    def locked(self) -> Iterator[int]:
+        """Hold back every writer, of this process or another, until the block ends; gives the last number there is."""
         with _naming(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                yield
+                yield self._last_stored()
             finally:
                 self._connection.execute("ROLLBACK")
 

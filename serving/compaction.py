@@ -1,23 +1,21 @@
-"""Folds the changes of an index into a new snapshot, while others search and change it; knows no model.
-
-`python -m serving.compaction INDEX` does it in a process of its own, at low priority.
-"""
+"""Makes a new snapshot of what an index holds, while others search and change it; knows no model."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
-from collections.abc import Sequence
+import shutil
+import subprocess
+import sys
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from data import console
 from data.errors import SnapshotError
 
-# The lowest: a compaction may take longer, a search may not.
-NICENESS = 19
+
+def start_compaction(index: Path) -> subprocess.Popen[bytes]:
+    """Start `compact` in a process of its own at the lowest priority, so that no search waits for it."""
+    return subprocess.Popen([sys.executable, "-m", "serving.manage", "compact", "--gently", str(index)])
 
 
 def compact(index: Path) -> str:
@@ -40,7 +38,7 @@ def compact(index: Path) -> str:
             )
         stack.enter_context(closing(snapshot))
         staged = stack.enter_context(closing(StagedSnapshot(directory, snapshot.manifest.dimension)))
-        sequence = stage(staged, snapshot, log)
+        sequence = stage(staged, snapshot, log, snapshot.manifest.model_fingerprint)
         count = staged.finish()
         manifest = dataclasses.replace(
             snapshot.manifest,
@@ -53,16 +51,31 @@ def compact(index: Path) -> str:
         return publish(index, directory, manifest)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments and compact."""
-    parser = argparse.ArgumentParser(prog="python -m serving.compaction", description=__doc__)
-    parser.add_argument("index", type=Path, metavar="INDEX", help="directory of the index")
-    arguments = parser.parse_args(argv)
-    os.nice(NICENESS)
-    name = compact(arguments.index)
-    console.say(f"snapshot {name}")
-    return console.EXIT_OK
+def rebuild(index: Path) -> str:
+    """Publish the live snapshot again with a search index and columns made anew; return its name.
 
+    Its catalog and vectors must be whole, the other files need not be there. `SnapshotError` when they are not, or when
+    another job publishes.
+    """
+    import numpy as np
 
-if __name__ == "__main__":
-    console.run(main)
+    from data.durable import changed_files
+    from serving.publish import index_staged, only_builder, publish, staging
+    from serving.snapshot import QUERIES, SNAPSHOTS, current_name, read_manifest
+    from serving.staged_snapshot import CATALOG, VECTORS
+
+    name = current_name(index)
+    if name is None:
+        raise SnapshotError("an index with a snapshot", f"none in {index}", "build it: python -m serving.build_index")
+    path = index / SNAPSHOTS / name
+    with only_builder(index), staging(index) as directory:
+        manifest, files = read_manifest(path)
+        if problems := changed_files(path, {file: files[file] for file in (CATALOG, VECTORS)}):
+            raise SnapshotError("a catalog and vectors as they were written", "; ".join(problems), "restore a backup")
+        for file in (CATALOG, VECTORS):
+            shutil.copyfile(path / file, directory / file)
+        queries = np.empty((0, manifest.dimension), np.float16)
+        if not changed_files(path, {QUERIES: files[QUERIES]}):
+            queries = np.load(path / QUERIES, allow_pickle=False)
+        certificate, now = index_staged(directory, queries), datetime.now(UTC).isoformat()
+        return publish(index, directory, dataclasses.replace(manifest, index=certificate, create_time=now, former=name))

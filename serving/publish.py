@@ -19,7 +19,9 @@ import numpy as np
 from data.durable import digest_bytes, directory_digests, naming_file, only_process, publish_directory, write_atomic
 from data.errors import SnapshotError
 from serving.attribute_columns import write_columns
+from serving.carry_over import Embed, entry_of
 from serving.catalog import Catalog
+from serving.change_log import ChangeLog
 from serving.exact_index import ROUNDING
 from serving.index_bundle import remove_bundles
 from serving.index_recall import INDEX_RECALL_FLOOR, SAMPLE, build_verified
@@ -35,6 +37,7 @@ from serving.snapshot import (
     current_name,
     open_snapshot,
     read_manifest,
+    snapshot_names,
 )
 from serving.staged_snapshot import CATALOG, VECTORS
 
@@ -79,12 +82,13 @@ def index_staged(staged: Path, queries: np.ndarray) -> dict[str, Any]:
     return build_verified(vectors, queries.astype(np.float16).astype(np.float32), staged / FAISS)
 
 
-def publish(index: Path, staged: Path, manifest: Manifest) -> str:
+def publish(index: Path, staged: Path, manifest: Manifest, embed: Embed | None = None) -> str:
     """Publish the files in `staged` as the live snapshot of `index`; return its name.
 
     The files are moved. The new snapshot is read back and verified before it is live; a crash at any moment, or a
     failed verification, leaves the former one live and whole. The former one is kept, older ones are removed as soon as
-    nobody reads them. One process at a time may publish: hold the index's lock.
+    nobody reads them. One process at a time may publish: hold the index's lock. When the model is another one, `embed`
+    gives its vectors to changes that were acknowledged meanwhile.
     """
     name = _write_snapshot(index, staged, manifest)
     try:
@@ -92,7 +96,7 @@ def publish(index: Path, staged: Path, manifest: Manifest) -> str:
     except BaseException:
         shutil.rmtree(index / SNAPSHOTS / name, ignore_errors=True)
         raise
-    make_live(index, name)
+    _make_live(index, name, manifest, embed)
     return name
 
 
@@ -134,32 +138,76 @@ def found_themselves(snapshot: Snapshot) -> float:
     return float((scores[:, 0] >= np.einsum("bd,bd->b", vectors, vectors) - ROUNDING).mean())
 
 
-def roll_back(index: Path, name: str | None = None) -> str:
+def roll_back(index: Path, name: str | None = None, embed: Embed | None = None) -> str:
     """Make the snapshot that was live before, or the one called `name`, live again; return its name.
 
     It is verified first. The state is then that snapshot and every change after it: nothing that was acknowledged is
-    lost. `SnapshotError` when it is not there any more, or damaged; the live one then stays.
+    lost. `embed` is needed when changes after it have vectors of another model only. `SnapshotError` when the snapshot
+    is not there any more, or damaged; the live one then stays.
     """
     with only_builder(index):
-        if name is None:
-            live = current_name(index)
-            name = read_manifest(index / SNAPSHOTS / live)[0].former if live else None
-        if name is None or not (index / SNAPSHOTS / name).is_dir():
-            raise SnapshotError("an earlier snapshot", f"none in {index}", "see python -m serving.manage snapshots")
+        name = name or former_name(index)
+        if name not in snapshot_names(index):
+            raise _no_earlier(index)
         verify_snapshot(index, name)
-        make_live(index, name)
+        _make_live(index, name, read_manifest(index / SNAPSHOTS / name)[0], embed)
     return name
 
 
-def make_live(index: Path, name: str) -> None:
-    """Let CURRENT name `name`, and remove snapshots that neither it nor a rollback needs."""
+def former_name(index: Path) -> str:
+    """The name of the snapshot that was live before; `SnapshotError` when there was none."""
+    live = current_name(index)
+    name = read_manifest(index / SNAPSHOTS / live)[0].former if live else None
+    if name is None:
+        raise _no_earlier(index)
+    return name
+
+
+def _no_earlier(index: Path) -> SnapshotError:
+    return SnapshotError("an earlier snapshot", f"none in {index}", "see python -m serving.manage snapshots")
+
+
+def _make_live(index: Path, name: str, manifest: Manifest, embed: Embed | None) -> None:
+    """Let CURRENT name `name`, and remove what neither it nor a rollback needs.
+
+    Every change after the snapshot gets a vector of its model first; while CURRENT changes no writer appends, so that
+    one who has not noticed yet cannot add a vector of the former model above it (`EmbeddedStore` looks in between).
+    """
     try:
         former = current_name(index)
     except SnapshotError:
         former = None  # a damaged CURRENT is what this publication repairs
-    write_atomic(index / CURRENT, f"{name}\n".encode())
+    content = f"{name}\n".encode()
+    with closing(ChangeLog.open(index, writable=True)) as log:
+        model, done = log.model_number(manifest.model_fingerprint), manifest.sequence
+        while True:
+            done = _translate(log, done, model, embed)
+            with log.locked() as last:
+                if last <= done:
+                    write_atomic(index / CURRENT, content)
+                    break
     remove_snapshots(index, keep={name, former})
     remove_bundles(index)
+
+
+def _translate(log: ChangeLog, done: int, model: int, embed: Embed | None) -> int:
+    """Give changes after number `done` a vector of `model` if they have none; return the number of the last."""
+    foreign = []
+    for change in log.after_for(done, model, or_as_it_is=True):
+        done = change.sequence
+        if change.vector is not None and change.model != model:
+            foreign.append(change)
+    if foreign and embed is None:
+        raise SnapshotError(
+            "changes with vectors of the snapshot's model",
+            f"{len(foreign):,} with another's",
+            "build the index again with that model's bundle",
+        )
+    if foreign and embed:
+        vectors = embed([entry_of(change) for change in foreign])
+        as_bytes = [None if vector is None else vector.astype(np.float16).tobytes() for vector in vectors]
+        log.translate([c._replace(vector=v, model=model) for c, v in zip(foreign, as_bytes, strict=True)])
+    return done
 
 
 def remove_snapshots(index: Path, keep: set[str | None]) -> None:

@@ -73,6 +73,11 @@ class StagedSnapshot:
             self._connection.execute("DELETE FROM entries WHERE image_id = ?", (image_id,))
             self._connection.execute("INSERT OR REPLACE INTO deletions VALUES (?, ?)", (image_id, version))
 
+    def forget(self, image_id: str) -> None:
+        """Take an image back, as if it had never been there."""
+        with naming_database(self._entries):
+            self._connection.execute("DELETE FROM entries WHERE image_id = ?", (image_id,))
+
     def __len__(self) -> int:
         """How many images the snapshot will hold."""
         return self._connection.execute("SELECT count(*) FROM entries").fetchone()[0]

@@ -25,7 +25,7 @@ def publish_batch(index: Path, images: Iterable[Upsert], dimension: int, replace
     images = list(images)
     with only_builder(index), staging(index) as directory, closing(open_log(index)) as log:
         staged, former = StagedSnapshot(directory, dimension), newest_readable(index, log)
-        sequence = stage(staged, former, log, only_online=True)
+        sequence = stage(staged, former, log, FINGERPRINT, only_online=True)
         entries = [
             CatalogEntry(i.image_id, i.digest, i.location, i.captions, i.attributes, origin="a source") for i in images
         ]
