@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         if hold:
             sys.stdin.readline()
         runtime = SteeredRuntime()
-        return SearchEngine(runtime, EmbeddedStore.open(Path(index), runtime.fingerprint))
+        return SearchEngine(runtime, EmbeddedStore.open(Path(index), runtime.fingerprint, writable=False))
 
     serve(address, load, grace=5.0)
     return 0
