@@ -85,16 +85,13 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
     An index that is live in `out` stays so until the new one has been verified. `SourceError` when there is no readable
     image or an id occurs twice; `SnapshotError` when another job is writing to `out`.
     """
-    from serving.publish import WORK, only_builder
+    from serving.publish import WORK, only_builder, staging
     from serving.reembedding import Reembedding
 
     settings = settings or BuildSettings()
     out.mkdir(parents=True, exist_ok=True)
     report = BuildReport(source.name, runtime.name)
-    with only_builder(out):
-        staged = out / WORK / "staged"
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
+    with only_builder(out), staging(out):
         embed = Reembedding(out, lambda: runtime, settings.discard_vectors)
         sequence, former = _embed(runtime, source, out, settings, report, embed)
         if not report.embedded:

@@ -208,8 +208,12 @@ def drawings() -> Iterator[ImageTextPair]:
 
 
 def link_copy(directory: Path, copy: Path) -> Path:
-    """A copy of a directory that shares its files; write to one only by replacing it."""
-    shutil.copytree(directory, copy, copy_function=os.link)
+    """A copy of a directory that shares its files, but for an index's log; write to one only by replacing it."""
+
+    def link(source: str, target: str) -> None:
+        (shutil.copy if Path(source).name.startswith("changes.") else os.link)(source, target)
+
+    shutil.copytree(directory, copy, copy_function=link)
     return copy
 
 

@@ -106,7 +106,7 @@ def assert_exact(snapshot: Snapshot, embedding: np.ndarray, hits, k: int) -> Non
     assert len({hit.image_id for hit in hits}) == count
     np.testing.assert_allclose([hit.score for hit in hits], scores[0], atol=TOLERANCE)
     rows = [snapshot.catalog.by_id(hit.image_id).row for hit in hits]
-    np.testing.assert_allclose(snapshot.vectors[rows] @ embedding, scores[0], atol=TOLERANCE)
+    np.testing.assert_allclose(snapshot.vectors[rows].astype(np.float32) @ embedding, scores[0], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

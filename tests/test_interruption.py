@@ -142,12 +142,13 @@ def test_a_build_on_a_full_disk_says_where_and_goes_on_when_there_is_room(chain:
     index = small_disk(10_000_000) / "index"
     shutil.copytree(chain.index, index)
     live = current_name(index)
-    vectors = uninterrupted[0].nbytes
-    catalog = 64 * 1024
+    vectors = uninterrupted[0].nbytes  # float16; a shard has twice that, and some of its own
+    catalog = (index / "snapshots" / live / "catalog.sqlite").stat().st_size
     for room, file in (
-        (vectors // 2, "shards/"),
-        (vectors // 2 + catalog + vectors // 2, "vectors.npy"),
-        (vectors + vectors // 2, "index.faiss"),
+        (vectors, "shards/"),
+        (vectors + 30_000 + vectors // 2, "unordered.f16"),
+        (vectors + 2 * catalog + vectors // 2, "vectors.npy"),
+        (2 * vectors + 2 * catalog + 8_000, "index.faiss"),
     ):
         small_disk(room)
         said = chain.machine.run(*build(chain, index))
