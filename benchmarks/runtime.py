@@ -2,11 +2,12 @@
 
 python -m benchmarks.runtime --json build/runtime.json
 
-Contestants take turns on the same cores; figures are medians over the turns, ratios medians over turns that followed
-each other. Text goes from strings to embeddings, towers from pixels in memory, a folder from JPEG files of 500×375
-pixels, whose limit on cores that the tower keeps busy is the time of both added up. The share of the machine is the
-rate of floating-point operations as a share of that of a float32 matrix product of 2,048² in the same run. The peers'
-environment is made by `make peers`.
+Contestants take turns on the same cores, after a pause in which the threads of the one before go to sleep; figures are
+medians over the turns, ratios medians over turns that followed each other. Text goes from strings to embeddings, towers
+from pixels in memory, a folder from JPEG files of 500×375 pixels, whose limit on cores that the tower keeps busy is the
+time of both added up. The share of the machine is the rate of floating-point operations as a share of that of a float32
+matrix product of 2,048² in the same run. With `--int8-data` a text tower in int8 is measured against float32, as
+`dual_encoder.quantize` does before it publishes one. The peers' environment is made by `make peers`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ CHECKS = (
     ("folder", "clip-retrieval's way", 1.2),
     ("folder", "tower and decoding share the cores", 0.9),
 )
+INT8_GAIN = 1.4  # times float32's speed
+# Threads of BLAS, OpenMP and ONNX Runtime spin for some 20 ms after their work, a tenth of a turn, on cores that the
+# next contestant needs.
+PAUSE_SECONDS = 0.2
 COLD_START_SECONDS = {"onnxruntime": 3.0, "keras": 12.0}
 
 Turn = Callable[[], float]  # items a second
@@ -77,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             rates[task] = {name: [] for name in (*contestants, "matrix product")}
             for _ in range(options.turns):
                 for name, turn in contestants.items():
+                    time.sleep(PAUSE_SECONDS)
                     rates[task][name].append(turn())
+                time.sleep(PAUSE_SECONDS)
                 rates[task]["matrix product"].append(_matrix_product() / operations)
     if "folder" in rates:
         parts = (rates["folder"][name] for name in ("tower on pixels in memory", "decoding alone"))
@@ -91,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.at_least(f"{task}: ours / {theirs}", _ratio(rates[task], theirs), target)
     if "cold start" in options.tasks:
         _cold_start(report, options.turns)
+    if options.int8_data:
+        _int8(report, options.int8_bundle, options.int8_data)
     return report.finish(options.json)
 
 
@@ -102,6 +111,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK", help=f"of {TASKS}")
     parser.add_argument("--captions", default="emoji", metavar="SOURCE", help="of the task of that name (emoji)")
     parser.add_argument("--images", type=int, default=256, help="JPEG files of the folder, default 256")
+    help_ = "pairs to measure int8 on; without them it is left out"
+    parser.add_argument("--int8-data", metavar="SOURCE", help=help_)
+    parser.add_argument("--int8-bundle", default="default", metavar="BUNDLE", help="whose text tower (default)")
     cores = os.cpu_count() or 1
     parser.add_argument("--threads", type=int, default=cores, help="of each contestant, default all cores")
     return parser.parse_args(argv)
@@ -304,6 +316,25 @@ def _first_embedding(engine: str) -> tuple[float, float]:
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     return time.perf_counter() - began, int(done.stdout) / 1024
+
+
+def _int8(report: Report, bundle: str, source: str) -> None:
+    """A text tower in int8 against float32: recall on the validation split of pairs, speed at batch 1 and 32."""
+    from data.sources import open_source
+    from dual_encoder import quantize
+    from dual_encoder.evaluate import pairs_of_split
+    from dual_encoder.runtime import open_named_bundle
+
+    opened = open_named_bundle(bundle)
+    pairs = pairs_of_split(open_source(source), "validation")
+    figures = quantize.measure(opened, quantize.quantised(opened), pairs)
+    report.figures["int8"] = figures
+    for batch, gain in figures["speed"].items():
+        report.at_least(f"text, batch {batch}: int8 / float32", gain, INT8_GAIN)
+    for direction, full in figures["recall@10"]["float32"].items():
+        lost = 100 * (full - figures["recall@10"]["int8"][direction])
+        name = f"int8: points of recall@10 lost, {direction.replace('_', ' ')}"
+        report.at_most(name, lost, 100 * quantize.LARGEST_LOSS)
 
 
 def _ratio(rates: Mapping[str, Sequence[float]], theirs: str) -> float:

@@ -42,7 +42,7 @@ Train on your own pairs to go beyond that.
 
 def default_bundle() -> Bundle:
     """Open the built-in bundle, building it first where the cache has none (under a minute)."""
-    settings = {"format": FORMAT, "image": IMAGE_VARIANT, "revision": 3}
+    settings = {"format": FORMAT, "image": IMAGE_VARIANT, "revision": 4}
     packages = {name: _version(name) for name in _PACKAGES}
     path = cache_directory("bundles") / f"default-{digest_json([settings, packages])[:16]}"
     try:

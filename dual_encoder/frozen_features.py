@@ -31,6 +31,7 @@ from dual_encoder.engines import (
     run_on_texts,
 )
 from dual_encoder.feature_store import Digests, FeatureStore, MappedRows, digests_of
+from dual_encoder.onnx_export import GRAPH_REVISION
 from dual_encoder.weights import digest_weights
 
 T = TypeVar("T")
@@ -49,12 +50,12 @@ class FrozenBackbone:
 def freeze(model: Any, config: dict[str, Any]) -> FrozenBackbone:
     """The fastest engine for a built backbone: TensorFlow on a GPU, else ONNX Runtime where the graph converts.
 
-    The conversion is cached under the backbone's key.
+    The conversion is cached under the backbone's key and the converter's revision, which changes speed and no feature.
     """
     key = digest_json({"backbone": config, "weights": digest_weights(model.weights), "conversion": 1})
     if gpu_is_present():
         return FrozenBackbone(key, KerasEngine(lambda inputs: model(inputs, training=False)), None)
-    path = cache_directory("onnx") / f"{key}.onnx"
+    path = cache_directory("onnx") / f"{key}-{GRAPH_REVISION}.onnx"
     if path.exists():
         try:
             return FrozenBackbone(key, OnnxEngine(path), path)

@@ -19,6 +19,7 @@ import numpy as np
 
 from data.durable import write_atomic
 from data.errors import UserError
+from dual_encoder.onnx_layout import read_pixels_in_place
 
 if TYPE_CHECKING:
     import keras
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # The first opset with LayerNormalization, the fused form of what is traced here.
 OPSET = 17
+
+# Raised where the same model is converted to another graph, so that graphs in a cache are made again.
+GRAPH_REVISION = 2
 
 # Weights of so many numbers or more do not go through the converter, whose every pass copies all constants.
 LARGE = 2**16
@@ -61,6 +65,7 @@ def export_onnx(model: keras.Model, path: Path, l2_normalised: bool = False) -> 
         function = tf.function(compute, autograph=False).get_concrete_function(signature, weights)
     graph = _convert(function, "embeddings" if l2_normalised else "features", weights)
     _fill_in(graph, large)
+    read_pixels_in_place(graph)
     write_atomic(path, graph.SerializeToString())
 
 
@@ -76,10 +81,17 @@ def merge_onnx(first: Path, second: Path, path: Path) -> None:
         body = onnx.compose.add_prefix(body, "body/", rename_inputs=False, rename_outputs=True)
         link = (body.graph.output[0].name, link[1])
     merged = onnx.compose.merge_models(body, head, io_map=[link])
-    versions = {entry.domain: entry.version for entry in merged.opset_import}  # each was listed once a graph
-    del merged.opset_import[:]
-    merged.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in versions.items())
+    state_opsets_once(merged)
     write_atomic(path, merged.SerializeToString())
+
+
+def state_opsets_once(model: onnx.ModelProto) -> None:
+    """Name the version of each set of operations once: graphs that were joined name it once each."""
+    from onnx import helper
+
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(*entry) for entry in versions.items())
 
 
 def _convert(function: Any, output_name: str, weights: Collection[str]) -> onnx.ModelProto:

@@ -71,15 +71,20 @@ def quantised(bundle: Bundle) -> bytes:
     source = bundle.engine_file(TOWER)
     if source is None:
         raise BundleError("a bundle with an ONNX graph of its text tower", f"{bundle.path} without", "it runs in Keras")
+    import onnx
     from onnxruntime.quantization import quantize_dynamic
 
+    from dual_encoder.onnx_export import state_opsets_once
+
+    model = onnx.load(source)
+    state_opsets_once(model)  # bundles of earlier versions say it twice, which the quantiser takes for nowhere
     log = logging.getLogger()
     level = log.level
     log.setLevel(logging.ERROR)  # its advice is for graphs of another making
     try:
         with tempfile.TemporaryDirectory() as directory:
             out = Path(directory) / "int8.onnx"
-            quantize_dynamic(source, out, per_channel=True, reduce_range=True)
+            quantize_dynamic(model, out, per_channel=True, reduce_range=True)
             return out.read_bytes()
     finally:
         log.setLevel(level)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from chain import Chain
 
@@ -74,6 +75,15 @@ def test_what_does_not_pass_leaves_the_bundle_as_it_was(
     assert quantize.main(["--bundle", str(bundle), "--data", f"prepared:{chain.data}"]) == 1
     assert "not published: it is only" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()} == before
+
+
+def test_a_bundle_of_an_earlier_version_whose_graph_names_its_operations_twice_is_quantised(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    graph = onnx.load(bundle / "text_tower.onnx")
+    graph.opset_import.extend(list(graph.opset_import))
+    onnx.save(graph, bundle / "text_tower.onnx")
+    found = onnx.ModelProto.FromString(quantize.quantised(opened))
+    assert "MatMulInteger" in {node.op_type for node in found.graph.node}
 
 
 def test_too_few_images_to_judge_by_are_refused(bundle: Path, chain: Chain) -> None:
