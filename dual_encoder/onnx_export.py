@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # The first opset with LayerNormalization, the fused form of what is traced here.
 OPSET = 17
 
+HEAD_PREFIX = "head/"  # of the names in a joined graph's second part
+
 # Raised where the same model is converted to another graph, so that graphs in a cache are made again.
 GRAPH_REVISION = 2
 
@@ -74,7 +76,7 @@ def merge_onnx(first: Path, second: Path, path: Path) -> None:
     import onnx
 
     body = onnx.load(first)
-    head = onnx.compose.add_prefix(onnx.load(second), "head/", rename_inputs=True, rename_outputs=False)
+    head = onnx.compose.add_prefix(onnx.load(second), HEAD_PREFIX, rename_inputs=True, rename_outputs=False)
     link = (body.graph.output[0].name, head.graph.input[0].name)
     # A name that both graphs have, as in output "features" of both, would be taken for one tensor.
     if head.graph.output[0].name == body.graph.output[0].name:
