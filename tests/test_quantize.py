@@ -14,6 +14,7 @@ from chain import Chain
 from data.errors import BundleError, SourceError
 from dual_encoder import quantize
 from dual_encoder.bundle import open_bundle, with_quantised
+from dual_encoder.onnx_export import HEAD_PREFIX
 from dual_encoder.runtime import Runtime
 
 
@@ -84,6 +85,9 @@ def test_a_bundle_of_an_earlier_version_whose_graph_names_its_operations_twice_i
     onnx.save(graph, bundle / "text_tower.onnx")
     found = onnx.ModelProto.FromString(quantize.quantised(opened))
     assert "MatMulInteger" in {node.op_type for node in found.graph.node}
+    head = {node.op_type for node in found.graph.node if node.name.startswith(HEAD_PREFIX)}
+    assert "MatMul" in head, "the head stays in float32"
+    assert "MatMulInteger" not in head
 
 
 def test_too_few_images_to_judge_by_are_refused(bundle: Path, chain: Chain) -> None:
