@@ -8,29 +8,30 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, chdir, closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data import console
-from data.attributes import EXPECTED, is_attribute, is_unicode
 from data.errors import SourceError
 from data.sources import SOURCE_HELP, open_source
-from data.splits import SPLITS, split_pairs
+from data.splits import SPLITS
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from data.pairs import AttributeValue, ImageTextPair, PairSource
+    from data.pairs import PairSource
     from dual_encoder.runtime import Runtime
     from serving.catalog import Catalog, CatalogEntry
-    from serving.embedding_job import Outcome
+    from serving.embedding_job import EmbeddingJob, Outcome
+    from serving.known_vectors import KnownVectors
+    from serving.ray_embedding import RaySettings
     from serving.reembedding import Reembedding
+    from serving.skipped_images import SkippedImages
 
 REPORT = "report.json"
-MAX_ID_CHARACTERS = 1_024
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class BuildSettings:
 
     `replace_online`: what the source holds takes the place of what was changed or deleted online, and not the reverse.
     `discard_vectors`: what was added online as a vector, without an image, may get lost when the model is another one.
+    `ray`: embed on a Ray cluster, with the same vectors, and not in this process.
     """
 
     splits: tuple[str, ...] = ()
@@ -46,31 +48,30 @@ class BuildSettings:
     shard_size: int = 256
     replace_online: bool = False
     discard_vectors: bool = False
-
-
-@dataclass(frozen=True)
-class SkippedImage:
-    """An image that could not be indexed, with a stable reason and a message."""
-
-    image_id: str
-    reason: str
-    message: str
+    ray: RaySettings | None = None
 
 
 @dataclass
 class BuildReport:
-    """What a job did; written to INDEX/report.json. `snapshot` is None when nothing was published."""
+    """What a job did; written to INDEX/report.json. `snapshot` is None when nothing was published.
+
+    The images of the source that have a vector were embedded by this job, are known from the index, or stand in shards
+    of an earlier run of it. Those that have none are counted by reason, and listed in INDEX/skipped.jsonl.
+    """
 
     source: str
     model_name: str
     snapshot: str | None = None
     indexed: int = 0  # images in the snapshot: the source's, and those that were added online
-    embedded: int = 0  # images of the source that could be read
+    readable: int = 0  # images of the source that have a vector
+    embedded: int = 0
+    known: int = 0
+    reused: int = 0
     discarded: int = 0  # images that were changed online and could not follow to this model
     reused_shards: int = 0
     embedded_shards: int = 0
     index: dict[str, Any] = field(default_factory=dict)
-    skipped: list[SkippedImage] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)  # reason → images
 
     def write(self, out: Path) -> None:
         """Replace INDEX/report.json."""
@@ -82,26 +83,31 @@ class BuildReport:
 def build_index(runtime: Runtime, source: PairSource, out: Path, settings: BuildSettings | None = None) -> BuildReport:
     """Embed the images of `source`, build an index over them, verify it, and publish it as the live one of `out`.
 
-    An index that is live in `out` stays so until the new one has been verified. `SourceError` when there is no readable
-    image or an id occurs twice; `SnapshotError` when another job is writing to `out`.
+    An image that the index of `out` has a vector of already, by this model and by the image's digest, is not embedded
+    again. An index that is live in `out` stays so until the new one has been verified. `SourceError` when there is no
+    readable image or an id occurs twice; `SnapshotError` when another job is writing to `out`.
     """
     from serving.publish import WORK, only_builder, staging
     from serving.reembedding import Reembedding
+    from serving.skipped_images import SKIPPED, SkippedImages
 
     settings = settings or BuildSettings()
     out.mkdir(parents=True, exist_ok=True)
     report = BuildReport(source.name, runtime.name)
-    with only_builder(out), staging(out):
+    with only_builder(out), staging(out), closing(SkippedImages(out / WORK)) as skipped:
         embed = Reembedding(out, lambda: runtime, settings.discard_vectors)
-        sequence, former = _embed(runtime, source, out, settings, report, embed)
-        if not report.embedded:
+        sequence, former = _embed(runtime, source, out, settings, report, embed, skipped)
+        report.skipped = dict(skipped.counts)
+        if not report.readable:
+            skipped.finish(out)
             report.write(out)
             raise SourceError(
                 f"at least one readable image in {source.name}",
-                f"{len(report.skipped)} unreadable ones" if report.skipped else "none",
-                f"see {out / REPORT}" if report.skipped else "check the source",
+                f"{sum(report.skipped.values())} unreadable ones" if report.skipped else "none",
+                f"see {out / SKIPPED}" if report.skipped else "check the source",
             )
         _publish(runtime, source, out, settings, report, embed, sequence, former)
+        skipped.finish(out)
         report.write(out)
         shutil.rmtree(out / WORK)
     return report
@@ -114,31 +120,48 @@ def _embed(
     settings: BuildSettings,
     report: BuildReport,
     embed: Reembedding,
+    skipped: SkippedImages,
 ) -> tuple[int, str | None]:
     """Stage what was changed online and the images of the source; return the number of the last change, and the name
     of the snapshot that was live."""
     from serving.carry_over import newest_readable, open_log, stage
-    from serving.embedding_job import EmbeddingJob
+    from serving.known_vectors import KnownVectors
     from serving.publish import WORK
+    from serving.source_entries import checked_pairs, pairs_of_splits
     from serving.staged_snapshot import StagedSnapshot
 
-    job = EmbeddingJob(runtime, out / WORK / "shards", settings.batch_size, settings.shard_size)
     pairs = pairs_of_splits(source, settings.splits)
-    outcomes = job.run(checked_pairs(pairs, source.name, report))
-    outcomes = console.progress(outcomes, "embedding images", total=len(pairs))
     with ExitStack() as stack:
         staged = stack.enter_context(closing(StagedSnapshot(out / WORK / "staged", runtime.embedding_dim)))
         log = stack.enter_context(closing(open_log(out)))
         former = newest_readable(out, log)
         if former is not None:
             stack.enter_context(closing(former))
+        job = _job(runtime, out / WORK / "shards", settings, KnownVectors(former, log, runtime.fingerprint))
         sequence = stage(staged, former, log, runtime.fingerprint, only_online=True, embed=embed)
-        staged.add(catalog_entries(outcomes, source.name, report), below=not settings.replace_online)
-        report.reused_shards, report.embedded_shards = job.reused_shards, job.embedded_shards
+        outcomes = job.run(checked_pairs(pairs, source.name, skipped.add))
+        outcomes = console.progress(outcomes, "embedding images", total=len(pairs), unit="images")
+        staged.add(_entries(outcomes, source.name, report, skipped), below=not settings.replace_online)
         for vectors in job.vectors():
             staged.add_vectors(vectors)
+        report.reused_shards, report.embedded_shards = job.reused_shards, job.embedded_shards
+        report.known, report.reused = job.known_images, job.reused_images
+        report.embedded = report.readable - report.known - report.reused
         report.indexed = staged.finish()
     return sequence, former.name if former else None
+
+
+def _job(runtime: Runtime, directory: Path, settings: BuildSettings, known: KnownVectors) -> EmbeddingJob:
+    """The engine that embeds."""
+    from serving.embedding_job import EmbeddingJob
+
+    sizes = (settings.batch_size, settings.shard_size, known)
+    if settings.ray is None:
+        return EmbeddingJob(runtime, directory, *sizes)
+    from serving.ray_embedding import RayEmbeddingJob
+
+    bundle = "" if runtime.bundle is None else str(runtime.bundle.path.resolve())
+    return RayEmbeddingJob(runtime, directory, *sizes, bundle=bundle, ray=settings.ray)
 
 
 def _publish(
@@ -174,6 +197,7 @@ def _publish(
         create_time=datetime.now(UTC).isoformat(),
         sequence=sequence,
         former=former,
+        directory=str(Path.cwd()),
     )
     if runtime.bundle is not None:
         keep_bundle(out, runtime.bundle)
@@ -181,52 +205,18 @@ def _publish(
     report.discarded = embed.discarded
 
 
-def pairs_of_splits(source: PairSource, splits: Sequence[str]) -> Sequence[ImageTextPair] | PairSource:
-    """The pairs of `splits`, as training and evaluation divide `source`, or all; `SourceError` when there is none."""
-    if not splits:
-        return source
-    parts = split_pairs(source)
-    chosen = {pair.image_id for split in splits for pair in parts[split]}
-    if not chosen:
-        counts = ", ".join(f"{len(pairs):,} in {split}" for split, pairs in parts.items())
-        raise SourceError(
-            f"images of split {', '.join(splits)} in {source.name}",
-            counts,
-            "choose another split, or leave --split out",
-        )
-    return [pair for pairs in parts.values() for pair in pairs if pair.image_id in chosen]
-
-
-def checked_pairs(pairs: Iterable[ImageTextPair], name: str, report: BuildReport) -> Iterator[ImageTextPair]:
-    """`pairs` without those whose ids cannot be stored, which are reported; `SourceError` for an id met before."""
-    seen: set[str] = set()
-    for pair in pairs:
-        if pair.image_id in seen:
-            raise SourceError(f"image ids that occur once in {name}", f"{pair.image_id!r} twice", "make ids unique")
-        seen.add(pair.image_id)
-        if 1 <= len(pair.image_id) <= MAX_ID_CHARACTERS and is_unicode(pair.image_id):
-            yield pair
-        else:
-            message = f"expected an id of 1 to {MAX_ID_CHARACTERS:,} characters of valid Unicode"
-            report.skipped.append(SkippedImage(ascii(pair.image_id), "bad_id", message))
-
-
-def catalog_entries(outcomes: Iterable[Outcome], origin: str, report: BuildReport) -> Iterator[CatalogEntry]:
-    """An entry for each embedded image; the others are added to the report."""
-    from data.pairs import ImageFile
-    from serving.catalog import CatalogEntry
+def _entries(
+    outcomes: Iterable[Outcome], origin: str, report: BuildReport, skipped: SkippedImages
+) -> Iterator[CatalogEntry]:
+    """An entry for each image that has a vector; the others are put on the list."""
+    from serving.source_entries import as_unicode, entry_of_pair
 
     for outcome in outcomes:
-        pair = outcome.pair
-        if not outcome.embedded:
-            report.skipped.append(SkippedImage(pair.image_id, outcome.reason, _unicode(outcome.message)))
-            continue
-        location = str(pair.image.path.resolve()) if isinstance(pair.image, ImageFile) else ""
-        captions = tuple(_unicode(caption) for caption in pair.captions)
-        attributes = {_unicode(name): _attribute(pair, name, value) for name, value in pair.attributes.items()}
-        report.embedded += 1
-        location = location if is_unicode(location) else ""
-        yield CatalogEntry(pair.image_id, outcome.digest, location, captions, attributes, origin=_unicode(origin))
+        if outcome.embedded:
+            report.readable += 1
+            yield entry_of_pair(outcome.pair, outcome.digest, origin)
+        else:
+            skipped.add(outcome.pair.image_id, outcome.digest, outcome.reason, as_unicode(outcome.message))
 
 
 def caption_queries(runtime: Runtime, catalog: Catalog) -> np.ndarray:
@@ -240,36 +230,50 @@ def caption_queries(runtime: Runtime, catalog: Catalog) -> np.ndarray:
     return runtime.embed_texts(captions) if captions else np.empty((0, runtime.embedding_dim), np.float32)
 
 
-def _attribute(pair: ImageTextPair, name: str, value: AttributeValue) -> AttributeValue:
-    if isinstance(value, str):
-        value = _unicode(value)
-    elif isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        value = [_unicode(item) for item in value]
-    if is_attribute(value):
-        return value
-    raise SourceError(EXPECTED, f"{name} = {value!r} of image {pair.image_id!r}", "correct or remove the attribute")
+EXIT_SKIPPED = 3  # done, but images were skipped, which --strict was to tell
 
+EXIT_CODES = """\
+exit codes: 0 done, also when there was nothing to do; 1 failed: run the same command again, finished parts are kept;
+            2 refused, nothing was changed; 3 done, but images were skipped (with --strict only); 130 interrupted"""
 
-def _unicode(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
+# What --sync takes from the index itself, and what it would have to compare with.
+NOT_WITH_SYNC = ("bundle", "data", "split", "replace_online", "discard_vectors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, build, and say what was done."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.sync:
+        if given := [name for name in NOT_WITH_SYNC if getattr(arguments, name)]:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            parser.error(f"--sync takes source, splits and model from the index: leave out {names}")
+        return _sync(arguments)
+    if not (arguments.bundle and arguments.data):
+        parser.error("the following arguments are required: --bundle, --data (or --sync)")
+    return _build(arguments.bundle, open_source(arguments.data), tuple(arguments.split), arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serving.build_index",
         description="Embed every image of a source and publish a searchable index. Safe to kill and run again.",
-        epilog=SOURCE_HELP,
+        epilog=f"{SOURCE_HELP}\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", required=True, help='directory of a trained model, or "default"')
-    parser.add_argument("--data", required=True, metavar="SOURCE", help="the images; see below")
+    parser.add_argument("--bundle", help='directory of a trained model, or "default"')
+    parser.add_argument("--data", metavar="SOURCE", help="the images; see below")
     parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="directory of the index")
+    parser.add_argument(
+        "--sync", action="store_true",
+        help="bring INDEX up to date with the source and by the model that it was made of, if anything has changed",
+    )  # fmt: skip
     parser.add_argument("--split", action="append", default=[], choices=SPLITS, help="only this one; may be repeated")
     parser.add_argument(
         "--batch-size", type=_positive, default=BuildSettings.batch_size, help="images embedded at once"
     )
     parser.add_argument("--shard-size", type=_positive, default=BuildSettings.shard_size, help="images kept at once")
+    parser.add_argument("--strict", action="store_true", help="exit with 3 when images were skipped")
     parser.add_argument(
         "--replace-online", action="store_true",
         help="let the source's images take the place of those with the same ids that were changed or deleted online",
@@ -278,30 +282,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--discard-vectors", action="store_true",
         help="when the model is another one, give up what was added online without an image that it could embed",
     )  # fmt: skip
-    arguments = parser.parse_args(argv)
+    return parser
 
+
+def _sync(arguments: argparse.Namespace) -> int:
+    """Build again from the source that the index was made of, if it differs."""
+    from serving.index_bundle import bundle_of
+    from serving.sync import differences, live_manifest
+
+    out = arguments.out = arguments.out.resolve()
+    manifest = live_manifest(out)
+    with chdir(manifest.directory if Path(manifest.directory).is_dir() else "."):
+        source = open_source(manifest.source)
+        found = differences(out, source, manifest.splits)
+        console.say(f"{found} in {source.name}")
+        if not found:
+            console.say(f"nothing to do; {manifest.image_count:,} images in {out}")
+            return console.EXIT_OK
+        return _build(str(bundle_of(out)), source, tuple(manifest.splits), arguments)
+
+
+def _build(bundle: str, source: PairSource, splits: tuple[str, ...], arguments: argparse.Namespace) -> int:
     from dual_encoder.runtime import Runtime
 
-    source = open_source(arguments.data)
-    runtime = Runtime.load(arguments.bundle)
     settings = BuildSettings(
-        tuple(arguments.split),
-        arguments.batch_size,
-        arguments.shard_size,
-        arguments.replace_online,
-        arguments.discard_vectors,
+        splits, arguments.batch_size, arguments.shard_size, arguments.replace_online, arguments.discard_vectors
     )
-    report = build_index(runtime, source, arguments.out, settings)
-    if report.reused_shards:
-        console.say(f"{report.reused_shards} of {report.reused_shards + report.embedded_shards} shards were kept")
+    report = build_index(Runtime.load(bundle), source, arguments.out, settings)
+    _say(report, arguments.out)
+    return EXIT_SKIPPED if report.skipped and arguments.strict else console.EXIT_OK
+
+
+def _say(report: BuildReport, out: Path) -> None:
+    from serving.skipped_images import SKIPPED
+
+    console.say(
+        f"{report.embedded:,} images embedded, {report.known:,} known from the index, {report.reused:,} from "
+        f"{report.reused_shards:,} shards of an earlier run"
+    )
     if report.discarded:
         console.say(f"{report.discarded:,} images that were added online as vectors were given up")
     if report.skipped:
-        console.say(f"{len(report.skipped):,} images were skipped; see {arguments.out / REPORT}")
-    console.say(
-        f"{report.indexed:,} images indexed in {arguments.out} ({report.index['kind']}), snapshot {report.snapshot}"
-    )
-    return console.EXIT_OK
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report.skipped.items()))
+        console.say(f"{sum(report.skipped.values()):,} images were skipped ({reasons}); see {out / SKIPPED}")
+    console.say(f"{report.indexed:,} images indexed in {out} ({report.index['kind']}), snapshot {report.snapshot}")
 
 
 def _positive(text: str) -> int:

@@ -33,6 +33,7 @@ CREATE TABLE images (
 ) STRICT;
 CREATE TABLE deletions (image_id TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
+_DIGESTS = "CREATE INDEX images_by_digest ON images (digest)"
 _COLUMNS = '"row", image_id, digest, location, captions, attributes, version, origin'
 
 # Ids in one statement.
@@ -89,6 +90,7 @@ def new_catalog(path: Path) -> Iterator[sqlite3.Connection]:
         connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.executescript(_SCHEMA)
         yield connection
+        connection.execute(_DIGESTS)  # sorting them at the end is faster than an index that grows
         connection.commit()
 
 
@@ -181,6 +183,15 @@ class Catalog:
         """At most `limit` entries in the order of their ids, from the first greater than `image_id`."""
         statement = f"SELECT {_COLUMNS} FROM images WHERE image_id > ? ORDER BY image_id LIMIT ?"
         return [_from_columns(columns) for columns in self._fetch(statement, (image_id, limit))]
+
+    def row_of_digest(self, digest: str) -> int | None:
+        """The row of an image with these bytes, the first of several; None when there is none."""
+        found = self._fetch('SELECT min("row") FROM images WHERE digest = ?', (digest,))
+        return found[0][0] if digest else None
+
+    def count_of_sources(self) -> int:
+        """How many images batch jobs brought."""
+        return self._fetch("SELECT count(*) FROM images WHERE origin != ?", (ONLINE,))[0][0]
 
     def deletions(self) -> list[tuple[str, int]]:
         """Ids and versions of images that were deleted online, which no build brings back."""

@@ -73,6 +73,7 @@ class EmbeddingJob:
     reused_shards: int = 0
     embedded_shards: int = 0
     known_images: int = 0
+    reused_images: int = 0
     _rows: list[int] = field(default_factory=list)  # embedded images in each shard
 
     def run(self, pairs: Iterable[ImageTextPair]) -> Iterator[Outcome]:
@@ -81,9 +82,7 @@ class EmbeddingJob:
         for number, group in itertools.groupby(stream, key=attrgetter("number")):
             first = next(group)
             if isinstance(first.content, Shard):
-                self.reused_shards += 1
-                self._rows.append(len(first.content.vectors))
-                yield from first.content.outcomes
+                yield from self.reuse(first.content)
             else:
                 yield from self._embed(number, (item for item in itertools.chain([first], group)))
 
@@ -117,6 +116,13 @@ class EmbeddingJob:
         if stored is None or [o.digest for o in stored.outcomes] != [pair.digest for pair in with_digests(pairs)]:
             return None
         return stored
+
+    def reuse(self, shard: Shard) -> list[Outcome]:
+        """Count a stored shard as the next one; its outcomes."""
+        self.reused_shards += 1
+        self.reused_images += len(shard.vectors)
+        self._rows.append(len(shard.vectors))
+        return shard.outcomes
 
     def keep(self, number: int, content: bytes, rows: int) -> None:
         """Write a finished shard with `rows` embeddings; a crash leaves the whole file or none."""

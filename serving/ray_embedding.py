@@ -81,9 +81,7 @@ class RayEmbeddingJob(EmbeddingJob):
         made = self._made([(number, chunk) for number, chunk in wave if number not in stored])
         for number, chunk in wave:
             if number in stored:
-                self.reused_shards += 1
-                self._rows.append(len(stored[number].vectors))
-                yield from stored[number].outcomes
+                yield from self.reuse(stored[number])
                 continue
             content, stamps = next(made)
             shard = Shard.from_bytes(content, self.runtime.fingerprint, chunk)

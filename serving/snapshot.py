@@ -63,6 +63,7 @@ class Manifest:
     create_time: str  # RFC 3339, UTC
     sequence: int
     former: str | None = None  # the snapshot that was live before
+    directory: str = ""  # where relative paths in `source` begin
     metric: str = METRIC
     format_version: int = FORMAT_VERSION
 

@@ -22,10 +22,11 @@ from data.errors import SnapshotError, SourceError
 from data.pairs import ImageBytes, ImageFile, ImageTextPair
 from data.splits import split_pairs
 from serving.build_index import BuildSettings, build_index
+from serving.embedded_store import EmbeddedStore
 from serving.embedding_job import EmbeddingJob
 from serving.exact_index import ExactIndex
 from serving.snapshot import current_name, open_snapshot
-from serving.vector_store import BATCH_VERSION
+from serving.vector_store import BATCH_VERSION, Upsert
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = BuildSettings(batch_size=4, shard_size=10)
@@ -47,7 +48,7 @@ def test_indexes_every_image_with_what_is_known_about_it(tmp_path):
     runtime = ColourRuntime()
     report = build_index(runtime, source(25), tmp_path, SMALL)
     snapshot = opened(tmp_path, runtime)
-    assert (report.indexed, report.embedded_shards, report.reused_shards, report.skipped) == (25, 3, 0, [])
+    assert (report.indexed, report.embedded_shards, report.reused_shards, report.skipped) == (25, 3, 0, {})
     assert report.snapshot == snapshot.name
     pairs = sorted((colour_pair(number) for number in range(25)), key=lambda pair: pair.image_id)
     for row, (entry, pair) in enumerate(zip(snapshot.catalog, pairs, strict=True)):
@@ -88,7 +89,7 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path):
         ImageTextPair("", ImageFile(path)),
     ]
     report = build_index(ColourRuntime(), source(7, extra), tmp_path / "index", SMALL)
-    reasons = {entry["image_id"]: entry["reason"] for entry in _report(tmp_path / "index")["skipped"]}
+    reasons = {entry["image_id"]: entry["reason"] for entry in _skipped(tmp_path / "index")}
     assert reasons == {
         "text.jpg": "not_an_image",
         "torn.png": "damaged",
@@ -96,7 +97,9 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path):
         r"'bad\udcffname.png'": "bad_id",
         "''": "bad_id",
     }
-    assert report.indexed == 8
+    assert report.skipped == _report(tmp_path / "index")["skipped"]
+    assert report.skipped == {"not_an_image": 1, "damaged": 1, "missing": 1, "bad_id": 2}
+    assert (report.indexed, report.embedded) == (8, 8)
     snapshot = opened(tmp_path / "index", ColourRuntime())
     assert snapshot.catalog.by_id("kept.png").location == str(path)
     np.testing.assert_allclose(
@@ -110,9 +113,9 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path):
 def test_without_a_readable_image_the_job_is_refused_and_the_live_index_stays(tmp_path):
     runtime = ColourRuntime()
     live = build_index(runtime, source(5), tmp_path, SMALL).snapshot
-    with pytest.raises(SourceError, match=r"report\.json"):
+    with pytest.raises(SourceError, match=r"skipped\.jsonl"):
         build_index(runtime, ListSource([bad("a.jpg", b"text")], "bad:1"), tmp_path, SMALL)
-    assert _report(tmp_path)["skipped"][0]["reason"] == "not_an_image"
+    assert _skipped(tmp_path)[0]["reason"] == "not_an_image"
     with pytest.raises(SourceError, match="received none"):
         build_index(runtime, ListSource([], "empty:"), tmp_path, SMALL)
     assert current_name(tmp_path) == live
@@ -201,6 +204,43 @@ def test_images_with_a_known_vector_are_not_embedded_again_wherever_they_stand(t
     np.testing.assert_array_equal(np.concatenate(list(again.vectors()))[1:-1], vectors[::-1])
 
 
+def test_a_second_job_embeds_only_what_is_new_wherever_the_rest_has_moved(tmp_path):
+    runtime = ColourRuntime()
+    pairs = [colour_pair(number) for number in range(30)]
+    build_index(runtime, ListSource(pairs, "first"), tmp_path, SMALL)
+    moved = [dataclasses.replace(pair, image_id=f"moved/{pair.image_id}") for pair in reversed(pairs[5:])]
+    before = runtime.embedded
+    report = build_index(runtime, ListSource([colour_pair(99), *moved], "second"), tmp_path, SMALL)
+    assert runtime.embedded - before == 1
+    assert (report.readable, report.embedded, report.known, report.reused) == (26, 1, 25, 0)
+    assert _report(tmp_path)["known"] == 25
+    snapshot = opened(tmp_path, runtime)
+    expected = {pair.image_id: runtime.embed_images([pair.image.read()])[0] for pair in [colour_pair(99), *moved]}
+    for entry in snapshot.catalog:
+        np.testing.assert_array_equal(snapshot.vectors[entry.row], expected[entry.image_id].astype(np.float16))
+    snapshot.close()
+    other = ColourRuntime(fingerprint="another")
+    assert build_index(other, ListSource(moved, "second"), tmp_path, SMALL).known == 0
+    assert other.embedded == 25
+
+
+def test_an_image_that_was_changed_online_is_not_embedded_again(tmp_path):
+    runtime = ColourRuntime()
+    build_index(runtime, source(5), tmp_path, SMALL)
+    data = picture("purple", seed=500)
+    vector = runtime.embed_images([data])[0]
+    store = EmbeddedStore.open(tmp_path)
+    store.apply([Upsert("uploaded", vector, digest=hashlib.sha256(data).hexdigest())])
+    store.close()
+    before = runtime.embedded
+    copy = ImageTextPair("copy", ImageBytes(lambda: data))
+    report = build_index(runtime, source(5, [copy]), tmp_path, SMALL)
+    assert (runtime.embedded - before, report.known, report.indexed) == (0, 6, 7)
+    snapshot = opened(tmp_path, runtime)
+    np.testing.assert_array_equal(snapshot.vectors[snapshot.catalog.by_id("copy").row], vector.astype(np.float16))
+    snapshot.close()
+
+
 def test_a_file_is_read_once_for_its_digest_and_its_pixels_and_not_again_while_it_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("DUAL_ENCODER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(digest_memo, "SETTLED_SECONDS", -1.0)  # files of a moment ago count as settled
@@ -242,7 +282,8 @@ def test_batches_are_filled_where_images_are_bad(tmp_path):
 
 
 def test_a_job_killed_half_way_repeats_at_most_one_shard(tmp_path):
-    live = build_index(ColourRuntime(), source(5), tmp_path, SMALL).snapshot
+    others = ListSource([colour_pair(number) for number in range(900, 905)], "others")
+    live = build_index(ColourRuntime(), others, tmp_path, SMALL).snapshot
     # 40 images, shards of 10, batches of 5: killed in the sixth batch, two shards and half of the third are done.
     with _driver(tmp_path, 40) as job:
         for batch in range(6):
@@ -336,6 +377,10 @@ def test_help_is_fast_and_imports_no_tensorflow():
     assert result.returncode == 0
     assert "--shard-size" in result.stdout
     assert not re.search(r"\b(tensorflow|keras|faiss|onnxruntime)\b", result.stderr)
+
+
+def _skipped(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "skipped.jsonl").read_text("utf-8").splitlines()]
 
 
 def _report(out: Path) -> dict:

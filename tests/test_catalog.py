@@ -72,6 +72,14 @@ def test_a_row_that_is_not_there_is_an_error(catalog):
         catalog.by_rows([0, 2_500])
 
 
+def test_finds_the_first_row_of_a_digest_by_an_index(catalog):
+    assert catalog.row_of_digest(f"{7:064x}") == 7
+    assert catalog.row_of_digest("f" * 64) is None
+    assert catalog.row_of_digest("") is None
+    (plan,) = catalog._fetch("EXPLAIN QUERY PLAN SELECT min(\"row\") FROM images WHERE digest = 'x'")
+    assert "images_by_digest" in plan[-1]
+
+
 def test_iterates_every_entry_by_row(catalog):
     assert len(catalog) == 2_500
     assert list(catalog) == entries(2_500)
