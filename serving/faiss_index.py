@@ -1,9 +1,12 @@
-"""An index in FAISS, the only file that imports it; compressed scans are re-scored exactly, and nothing is mutated
-after building, so that searches may run at the same time."""
+"""An index in FAISS, which only this file and faiss_build.py import; what compressed scans propose is compared exactly.
+
+Nothing is mutated after building, so that searches may run at the same time.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,8 @@ import numpy as np
 from data.durable import naming_file
 from data.errors import SnapshotError
 from serving.exact_index import ExactIndex, best_of, check_allowed, check_queries, check_shape, check_vectors
+from serving.faiss_build import build, default_kind
 from serving.row_subset import RowSubset
-
-# Up to here an exact scan answers within a few milliseconds and needs no tuning.
-FLAT_ROWS = 100_000
-
-# Training looks at 64 vectors for each of the nlist centroids, as FAISS's guidelines have it (at least 39).
-TRAINING_PER_LIST = 64
 
 # Up to so many allowed rows are compared one by one: the lists would hold few of them, and it takes no longer.
 EXACT_SUBSET = 10_000
@@ -29,40 +27,54 @@ EXACT_SUBSET = 10_000
 # compared exactly when only some rows are allowed, and when these are mostly not where the query's neighbours are.
 FILTERED_CANDIDATES, FAR_CANDIDATES = 4, 16
 
-# Rows handed to FAISS at once while building, so that memory-mapped vectors are never all in memory.
-ADD_ROWS = 65_536
+# Settings hold for the ten best hits. For each hit more, so many more rows are compared exactly and proposed.
+USUAL_K, COMPARED_PER_HIT, PROPOSED_PER_HIT = 10, 4, 20
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How wide a search looks for the ten best, in FAISS's words; what does not apply to a kind is 0.
+
+    `nprobe` lists are scanned, or `ef_search` nodes of a graph kept in view; of the `proposed` best by the first codes,
+    those that the second codes find best are `compared` exactly.
+    """
+
+    nprobe: int = 0
+    ef_search: int = 0
+    proposed: int = 0
+    compared: int = 0
 
 
 class FaissIndex:
-    """Inner-product search in FAISS: "Flat" for small indexes, inverted lists with RaBitQ codes for larger ones.
+    """Inner-product search in FAISS, by any factory string, or by the balanced kind of `faiss_build`.
 
-    RaBitQ (Gao and Long 2024, arXiv:2405.12497) keeps one bit a dimension; the candidates it proposes are compared
-    exactly. Example: `scores, rows = FaissIndex.build(vectors).search(queries, k=10)`.
+    Without a kind it is "Flat" for small indexes and balanced for larger ones. Example:
+    `scores, rows = FaissIndex.build(vectors).search(queries, k=10)`.
     """
 
-    def __init__(self, index: Any, kind: str, vectors: np.ndarray) -> None:
+    def __init__(self, index: Any, kind: str, vectors: np.ndarray, settings: SearchSettings | None = None) -> None:
         self.index = index
         self.kind = kind
         self.vectors = vectors
+        self.lists = _inverted_lists(index)
+        self.settings = settings or default_settings(index)
         # BLAS from four queries on: FAISS's default leaves batches of hundreds to a loop five times as slow, and a
         # single query through BLAS is slower still.
         faiss.cvar.distance_compute_blas_threshold = 4 * index.d
 
     @classmethod
-    def build(cls, vectors: np.ndarray, kind: str | None = None, threads: int = 0) -> FaissIndex:
-        """Index `vectors`, (N, D) float32 or float16 of unit length, by the factory string `kind` (None: by size).
+    def build(
+        cls, vectors: np.ndarray, kind: str | None = None, threads: int = 0, queries: np.ndarray | None = None
+    ) -> FaissIndex:
+        """Index `vectors`, (N, D) float32 or float16 of unit length, as `kind` (None: by size).
 
-        `threads` is how many cores building may use; 0 stands for all.
+        `threads` is how many cores building may use; 0 stands for all. `queries`, (Q, D) float32, are like those to
+        come, and no answer depends on them but the choice of what is compared.
         """
         check_vectors(vectors)
         kind = kind or default_kind(len(vectors))
         faiss.omp_set_num_threads(threads or len(os.sched_getaffinity(0)))
-        index: Any = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            index.train(training_sample(vectors, index.nlist * TRAINING_PER_LIST))
-        for start in range(0, len(vectors), ADD_ROWS):
-            index.add(np.ascontiguousarray(vectors[start : start + ADD_ROWS], np.float32))
-        return cls(index, kind, vectors)
+        return cls(build(vectors, kind, queries), kind, vectors)
 
     @property
     def dimension(self) -> int:
@@ -82,11 +94,11 @@ class FaissIndex:
         # OpenMP keeps this setting per thread. Concurrency comes from the callers; a single search gains nothing from
         # a second OpenMP thread and loses much when the cores are busy.
         faiss.omp_set_num_threads(1)
-        if allowed is not None and isinstance(self.index, faiss.IndexIVF):
-            proposed = self._search_lists(queries, self._candidates(k), allowed)
+        if allowed is not None and self.lists is not None:
+            proposed = self._search_lists(self._projected(queries), self._candidates(k), allowed)
         else:
-            parameters = self._parameters(allowed)
-            _, proposed = self.index.search(queries, min(self._candidates(k), count), params=parameters)
+            parameters = self._parameters(self.index, k, allowed)
+            _, proposed = self.index.search(queries, min(self._compared(k), count), params=parameters)
         candidates = [rows[rows >= 0] for rows in proposed]
         # The probed lists may hold fewer than k rows; those queries get the exact answer instead of padding.
         short = [position for position, rows in enumerate(candidates) if len(rows) < k]
@@ -96,17 +108,39 @@ class FaissIndex:
                 candidates[position] = rows
         return best_of(self.vectors, queries, candidates, k)
 
-    def _candidates(self, k: int) -> int:
+    def _compared(self, k: int) -> int:
         """How many rows to compare exactly. A Flat scan only needs a few more than k, for ties at the last place."""
-        return k + 8 if self.kind == "Flat" else 400 + 4 * k
+        return max(k + 8, self.settings.compared + COMPARED_PER_HIT * (k - USUAL_K))
 
-    def _parameters(self, allowed: RowSubset | None) -> Any:
-        """How FAISS shall search: which rows, and how many lists."""
-        parameters: Any = faiss.SearchParameters()
-        if isinstance(self.index, faiss.IndexIVF):
-            # Wide, since text queries lie apart from the images that the lists were made from.
+    def _candidates(self, k: int) -> int:
+        """How many rows the first codes propose."""
+        return max(self._compared(k), self.settings.proposed + PROPOSED_PER_HIT * (k - USUAL_K))
+
+    def _projected(self, queries: np.ndarray) -> np.ndarray:
+        """What the inverted lists compare with."""
+        if isinstance(self.index, faiss.IndexPreTransform):
+            return self.index.chain.at(0).apply(queries)  # type: ignore[attr-defined]
+        return queries
+
+    def _parameters(self, index: Any, k: int, allowed: RowSubset | None) -> Any:
+        """How FAISS shall search `index`, which may be a part of the whole."""
+        if isinstance(index, faiss.IndexPreTransform):
+            parameters: Any = faiss.SearchParametersPreTransform()
+            parameters.index_params = self._parameters(faiss.downcast_index(index.index), k, allowed)
+            return parameters
+        if isinstance(index, faiss.IndexRefine):
+            parameters = faiss.IndexRefineSearchParameters()
+            parameters.k_factor = self._candidates(k) / self._compared(k)
+            parameters.base_index_params = self._parameters(faiss.downcast_index(index.base_index), k, allowed)
+            return parameters
+        if isinstance(index, faiss.IndexIVF):
             parameters = faiss.SearchParametersIVF()
-            parameters.nprobe = min(self.index.nlist, max(16, self.index.nlist // 8))
+            parameters.nprobe = min(index.nlist, self.settings.nprobe)
+        elif isinstance(index, faiss.IndexHNSW):
+            parameters = faiss.SearchParametersHNSW()  # type: ignore[attr-defined]
+            parameters.efSearch = max(self.settings.ef_search, self._compared(k))
+        else:
+            parameters = faiss.SearchParameters()
         if allowed is not None:
             parameters.sel = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg, arg-type]
         return parameters
@@ -118,10 +152,11 @@ class FaissIndex:
         lists are taken until they hold twice the share of the allowed rows that a search of all rows looks at; more
         of them when few rows are allowed, for then the nearest lie farther away.
         """
-        parameters = self._parameters(allowed)
-        share = 2 * parameters.nprobe / self.index.nlist / np.sqrt(len(allowed) / len(self))
-        held = np.bincount(self._list_of_row[allowed.mask], minlength=self.index.nlist)
-        distances, lists = self.index.quantizer.search(queries, self.index.nlist)  # (Q, nlist), nearest first
+        parameters = self._parameters(self.lists, k, None)
+        parameters.sel = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg, arg-type]
+        share = 2 * parameters.nprobe / self.lists.nlist / np.sqrt(len(allowed) / len(self))
+        held = np.bincount(self._list_of_row[allowed.mask], minlength=self.lists.nlist)
+        distances, lists = self.lists.quantizer.search(queries, self.lists.nlist)  # (Q, nlist), nearest first
         near = lists[:, : parameters.nprobe]
         allowed_near = held[near].sum(axis=1) / len(allowed)
         far = allowed_near < self._list_sizes[near].sum(axis=1) / len(self) / 2
@@ -135,23 +170,23 @@ class FaissIndex:
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         # The C++ method: FAISS's wrapper in Python takes no parameters.
         pointers = map(faiss.swig_ptr, (lists, distances, scores, rows))
-        self.index.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *pointers, False, parameters)
+        self.lists.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *pointers, False, parameters)
         return rows
 
     @cached_property
     def _list_of_row(self) -> np.ndarray:
         """(N,) int32: the inverted list that each row stands in."""
         lists = np.empty(len(self), np.int32)
-        for number in range(self.index.nlist):
-            size = self.index.invlists.list_size(number)
+        for number in range(self.lists.nlist):
+            size = self.lists.invlists.list_size(number)
             if size:
-                lists[faiss.rev_swig_ptr(self.index.invlists.get_ids(number), size)] = number
+                lists[faiss.rev_swig_ptr(self.lists.invlists.get_ids(number), size)] = number
         return lists
 
     @cached_property
     def _list_sizes(self) -> np.ndarray:
         """(nlist,): how many rows stand in each list."""
-        return np.bincount(self._list_of_row, minlength=self.index.nlist)
+        return np.bincount(self._list_of_row, minlength=self.lists.nlist)
 
     def save(self, path: Path) -> None:
         """Write FAISS's own format; `OSError` as for any file."""
@@ -160,7 +195,7 @@ class FaissIndex:
             faiss.write_index(self.index, writer)
 
     @classmethod
-    def load(cls, path: Path, vectors: np.ndarray, kind: str) -> FaissIndex:
+    def load(cls, path: Path, vectors: np.ndarray, kind: str, settings: SearchSettings | None = None) -> FaissIndex:
         """Read a saved index over the vectors it was built from; `SnapshotError` when they do not fit.
 
         FAISS parses files in native code, so the caller has checked that the file is the one that was written.
@@ -172,16 +207,24 @@ class FaissIndex:
         except RuntimeError as error:
             raise SnapshotError("a FAISS index", f"{path.name} that FAISS refuses", "build the index again") from error
         check_shape(path, index.ntotal, index.d, vectors)
-        return cls(index, kind, vectors)
+        return cls(index, kind, vectors, settings)
 
 
-def default_kind(rows: int) -> str:
-    """FAISS's factory string for an index of so many rows."""
-    if rows <= FLAT_ROWS:
-        return "Flat"
-    return f"IVF{2 ** round(np.log2(2 * np.sqrt(rows)))},RaBitQfs"
+def default_settings(index: Any) -> SearchSettings:
+    """Wide, since text queries lie apart from the images that lists and codes were made from."""
+    lists = _inverted_lists(index)
+    nprobe = 0 if lists is None else min(lists.nlist, max(16, lists.nlist // 8))
+    if isinstance(index, faiss.IndexPreTransform):
+        return SearchSettings(nprobe=nprobe, proposed=1_000, compared=50)
+    if isinstance(index, faiss.IndexFlat):
+        return SearchSettings()
+    return SearchSettings(nprobe=nprobe, ef_search=512, compared=440)
 
 
-def training_sample(vectors: np.ndarray, size: int) -> np.ndarray:
-    """At most `size` rows, spread evenly."""
-    return np.ascontiguousarray(vectors[:: max(1, len(vectors) // size)], np.float32)
+def _inverted_lists(index: Any) -> Any:
+    """The inverted lists inside an index; None where there are none."""
+    if isinstance(index, faiss.IndexPreTransform):
+        return _inverted_lists(faiss.downcast_index(index.index))
+    if isinstance(index, faiss.IndexRefine):
+        return _inverted_lists(faiss.downcast_index(index.base_index))
+    return index if isinstance(index, faiss.IndexIVF) else None

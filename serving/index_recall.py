@@ -10,7 +10,8 @@ import numpy as np
 
 from data.errors import SnapshotError
 from serving.exact_index import ROUNDING, ExactIndex
-from serving.faiss_index import FaissIndex, default_kind
+from serving.faiss_build import default_kind
+from serving.faiss_index import FaissIndex
 from serving.vector_index import VectorIndex
 
 # An approximate index that finds less than this of the exact top 10 is replaced by an exact one.

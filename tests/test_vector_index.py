@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from data.errors import QueryError, SnapshotError
 from serving.exact_index import BLOCK_ROWS, ExactIndex
-from serving.faiss_index import EXACT_SUBSET, FLAT_ROWS, FaissIndex, default_kind
+from serving.faiss_build import FLAT_ROWS, default_kind
+from serving.faiss_index import EXACT_SUBSET, FaissIndex
 from serving.row_subset import RowSubset
 
 # Every index under contract: how to build it, how exact it is (index recall@10 against NumPy), how many rows it needs.
@@ -19,6 +20,7 @@ INDEXES = {
     "exact": (ExactIndex.build, 1.0, 1),
     "flat": (FaissIndex.build, 1.0, 1),
     "ivf": (lambda vectors: FaissIndex.build(vectors, kind="IVF32,RaBitQfs"), 0.95, 2_000),
+    "balanced": (lambda vectors: FaissIndex.build(vectors, kind="Balanced,IVF32", threads=1), 0.95, 2_000),
 }
 
 
@@ -286,5 +288,5 @@ def test_lists_with_too_few_rows_never_pad():
 
 def test_small_indexes_are_exact_and_large_ones_compressed():
     assert default_kind(FLAT_ROWS) == "Flat"
-    assert default_kind(FLAT_ROWS + 1) == "IVF512,RaBitQfs"
-    assert default_kind(1_000_000) == "IVF2048,RaBitQfs"
+    assert default_kind(FLAT_ROWS + 1) == "Balanced,IVF1024"
+    assert default_kind(1_000_000) == "Balanced,IVF4096"
