@@ -1,4 +1,4 @@
-"""Finds the fastest index, and the narrowest search of it, that reaches an index recall; knows no model and no files."""
+"""Finds the fastest index, and the narrowest search of it, that reaches an index recall; knows no model, no files."""
 
 from __future__ import annotations
 
