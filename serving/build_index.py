@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
     from serving.catalog import Catalog, CatalogEntry
     from serving.embedding_job import EmbeddingJob, Outcome
+    from serving.index_recall import Tuning
     from serving.known_vectors import KnownVectors
     from serving.ray_embedding import RaySettings
     from serving.reembedding import Reembedding
@@ -39,6 +40,7 @@ class BuildSettings:
     """How a job runs. `splits` empty stands for every image; the sizes count images and do not change the vectors.
 
     `replace_online`: what the source holds takes the place of what was changed or deleted online, and not the reverse.
+    `tuning`: the kind of index and how it is searched, instead of what its size suggests.
     `discard_vectors`: what was added online as a vector, without an image, may get lost when the model is another one.
     `ray`: embed on a Ray cluster, with the same vectors, and not in this process.
     """
@@ -48,6 +50,7 @@ class BuildSettings:
     shard_size: int = 256
     replace_online: bool = False
     discard_vectors: bool = False
+    tuning: Tuning | None = None
     ray: RaySettings | None = None
 
 
@@ -185,7 +188,7 @@ def _publish(
     staged = out / WORK / "staged"
     with closing(Catalog(staged / CATALOG)) as catalog:
         queries = caption_queries(runtime, catalog)
-    report.index = index_staged(staged, queries)
+    report.index = index_staged(staged, queries, settings.tuning)
     manifest = Manifest(
         image_count=report.indexed,
         dimension=runtime.embedding_dim,
@@ -223,9 +226,11 @@ def caption_queries(runtime: Runtime, catalog: Catalog) -> np.ndarray:
     """Embeddings (Q, D) of a caption each of a sample of images: as near as is known to what people will ask for."""
     import numpy as np
 
-    from serving.index_recall import SAMPLE
+    from serving.faiss_build import FLAT_ROWS
+    from serving.index_recall import LEARNED, SAMPLE
 
-    rows = np.unique(np.linspace(0, len(catalog) - 1, SAMPLE).astype(int))
+    wanted = SAMPLE if len(catalog) <= FLAT_ROWS else SAMPLE + LEARNED
+    rows = np.unique(np.linspace(0, len(catalog) - 1, wanted).astype(int))
     captions = [entry.captions[0] for entry in catalog.by_rows(rows.tolist()) if "".join(entry.captions[:1]).strip()]
     return runtime.embed_texts(captions) if captions else np.empty((0, runtime.embedding_dim), np.float32)
 
@@ -282,12 +287,14 @@ def _parser() -> argparse.ArgumentParser:
         "--discard-vectors", action="store_true",
         help="when the model is another one, give up what was added online without an image that it could embed",
     )  # fmt: skip
+    parser.add_argument("--tuning", type=Path, metavar="FILE", help="what serving.tune_index chose, tuning.json")
     return parser
 
 
 def _sync(arguments: argparse.Namespace) -> int:
     """Build again from the source that the index was made of, if it differs."""
     from serving.index_bundle import bundle_of
+    from serving.index_recall import Tuning
     from serving.sync import differences, live_manifest
 
     out = arguments.out = arguments.out.resolve()
@@ -299,14 +306,26 @@ def _sync(arguments: argparse.Namespace) -> int:
         if not found:
             console.say(f"nothing to do; {manifest.image_count:,} images in {out}")
             return console.EXIT_OK
-        return _build(str(bundle_of(out)), source, tuple(manifest.splits), arguments)
+        tuning = None if arguments.tuning else Tuning.of(manifest.index)
+        return _build(str(bundle_of(out)), source, tuple(manifest.splits), arguments, tuning)
 
 
-def _build(bundle: str, source: PairSource, splits: tuple[str, ...], arguments: argparse.Namespace) -> int:
+def _build(
+    bundle: str,
+    source: PairSource,
+    splits: tuple[str, ...],
+    arguments: argparse.Namespace,
+    tuning: Tuning | None = None,
+) -> int:
     from dual_encoder.runtime import Runtime
 
     settings = BuildSettings(
-        splits, arguments.batch_size, arguments.shard_size, arguments.replace_online, arguments.discard_vectors
+        splits,
+        arguments.batch_size,
+        arguments.shard_size,
+        arguments.replace_online,
+        arguments.discard_vectors,
+        tuning or _read_tuning(arguments.tuning),
     )
     report = build_index(Runtime.load(bundle), source, arguments.out, settings)
     _say(report, arguments.out)
@@ -326,6 +345,14 @@ def _say(report: BuildReport, out: Path) -> None:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report.skipped.items()))
         console.say(f"{sum(report.skipped.values()):,} images were skipped ({reasons}); see {out / SKIPPED}")
     console.say(f"{report.indexed:,} images indexed in {out} ({report.index['kind']}), snapshot {report.snapshot}")
+
+
+def _read_tuning(path: Path | None) -> Tuning | None:
+    if path is None:
+        return None
+    from serving.tune_index import read_tuning
+
+    return read_tuning(path)
 
 
 def _positive(text: str) -> int:

@@ -24,6 +24,7 @@ def compact(index: Path) -> str:
     Changes acknowledged meanwhile stand above it. `SnapshotError` when the index is damaged, or another job publishes.
     """
     from serving.carry_over import newest_readable, open_log, stage
+    from serving.index_recall import Tuning
     from serving.publish import index_staged, only_builder, publish, staging
     from serving.staged_snapshot import StagedSnapshot
 
@@ -43,7 +44,7 @@ def compact(index: Path) -> str:
         manifest = dataclasses.replace(
             snapshot.manifest,
             image_count=count,
-            index=index_staged(directory, snapshot.queries),
+            index=index_staged(directory, snapshot.queries, Tuning.of(snapshot.manifest.index)),
             create_time=datetime.now(UTC).isoformat(),
             sequence=sequence,
             former=snapshot.name,
@@ -60,6 +61,7 @@ def rebuild(index: Path) -> str:
     import numpy as np
 
     from data.durable import changed_files
+    from serving.index_recall import Tuning
     from serving.publish import index_staged, only_builder, publish, staging
     from serving.snapshot import QUERIES, SNAPSHOTS, current_name, read_manifest
     from serving.staged_snapshot import CATALOG, VECTORS
@@ -77,5 +79,6 @@ def rebuild(index: Path) -> str:
         queries = np.empty((0, manifest.dimension), np.float16)
         if not changed_files(path, {QUERIES: files[QUERIES]}):
             queries = np.load(path / QUERIES, allow_pickle=False)
-        certificate, now = index_staged(directory, queries), datetime.now(UTC).isoformat()
+        certificate = index_staged(directory, queries, Tuning.of(manifest.index))
+        now = datetime.now(UTC).isoformat()
         return publish(index, directory, dataclasses.replace(manifest, index=certificate, create_time=now, former=name))

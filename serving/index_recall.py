@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,27 @@ import numpy as np
 from data.errors import SnapshotError
 from serving.exact_index import ROUNDING, ExactIndex
 from serving.faiss_build import default_kind
-from serving.faiss_index import FaissIndex
+from serving.faiss_index import FaissIndex, SearchSettings
 from serving.vector_index import VectorIndex
 
 # An approximate index that finds less than this of the exact top 10 is replaced by an exact one.
 INDEX_RECALL_FLOOR = 0.9
 
-# Queries of each sort that an index is measured on.
-SAMPLE = 64
+# Queries of each sort that an index is measured on, and of texts that a large one learns from besides.
+SAMPLE, LEARNED = 64, 4_096
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The kind of index and the width of its searches that `serving.tune_index` chose."""
+
+    kind: str
+    search: SearchSettings
+
+    @classmethod
+    def of(cls, index: Mapping[str, Any]) -> Tuning | None:
+        """What a snapshot's index was built with; None when nothing was tuned."""
+        return cls(index["kind"], SearchSettings(**index["search"])) if index.get("tuned") else None
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,8 @@ class Certificate:
     image_index_recall_at_10: float
     text_queries: int
     text_index_recall_at_10: float | None
+    search: SearchSettings
+    tuned: bool = False
 
     @property
     def worst(self) -> float:
@@ -46,18 +62,18 @@ def index_recall(index: VectorIndex, exact: VectorIndex, queries: np.ndarray, k:
 
 
 def build_verified(
-    vectors: np.ndarray, text_queries: np.ndarray, path: Path, kind: str | None = None
+    vectors: np.ndarray, text_queries: np.ndarray, path: Path, kind: str | None = None, tuning: Tuning | None = None
 ) -> dict[str, Any]:
     """Build a FAISS index over `vectors` (N, D), save it to `path`, and return its certificate as JSON.
 
     What is measured is the file as a server will load it, on a sample of images and on `text_queries` (Q, D), which may
-    be empty. An approximate index below `INDEX_RECALL_FLOOR` gives way to an exact one; `SnapshotError` when even that
-    disagrees with the reference.
+    be empty; of many, most are learned from and a sample is measured. An approximate index below `INDEX_RECALL_FLOOR`
+    gives way to an exact one; `SnapshotError` when even that disagrees with the reference.
     """
-    kind = kind or default_kind(len(vectors))
-    certificate = _build_and_measure(vectors, text_queries, path, kind)
-    if certificate.worst < INDEX_RECALL_FLOOR and kind != "Flat":
-        certificate = _build_and_measure(vectors, text_queries, path, "Flat")
+    tuning = tuning or Tuning(kind or default_kind(len(vectors)), SearchSettings())
+    certificate = _build_and_measure(vectors, text_queries, path, tuning)
+    if certificate.worst < INDEX_RECALL_FLOOR and certificate.kind != "Flat":
+        certificate = _build_and_measure(vectors, text_queries, path, Tuning("Flat", SearchSettings()))
     floor = 1.0 if certificate.kind == "Flat" else INDEX_RECALL_FLOOR
     if certificate.worst < floor:
         raise SnapshotError(
@@ -68,14 +84,27 @@ def build_verified(
     return asdict(certificate)
 
 
-def _build_and_measure(vectors: np.ndarray, text_queries: np.ndarray, path: Path, kind: str) -> Certificate:
-    FaissIndex.build(vectors, kind).save(path)
-    index, exact = FaissIndex.load(path, vectors, kind), ExactIndex(vectors)
+def load_certified(path: Path, vectors: np.ndarray, index: Mapping[str, Any]) -> FaissIndex:
+    """The index at `path` over `vectors`, searched as its certificate says."""
+    search = SearchSettings(**index.get("search", {}))
+    return FaissIndex.load(path, vectors, index["kind"], None if search == SearchSettings() else search)
+
+
+def _build_and_measure(vectors: np.ndarray, text_queries: np.ndarray, path: Path, tuning: Tuning) -> Certificate:
+    held_out = np.zeros(len(text_queries), np.bool_)
+    held_out[np.linspace(0, len(text_queries) - 1, min(SAMPLE, len(text_queries))).astype(int)] = True
+    measured, learned = text_queries[held_out], text_queries[~held_out]
+    FaissIndex.build(vectors, tuning.kind, queries=learned).save(path)
+    tuned = tuning.search != SearchSettings()
+    index = FaissIndex.load(path, vectors, tuning.kind, tuning.search if tuned else None)
+    exact = ExactIndex(vectors)
     images = np.asarray(vectors[np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(int))])
     return Certificate(
-        kind=kind,
+        kind=tuning.kind,
         image_queries=len(images),
         image_index_recall_at_10=index_recall(index, exact, images),
-        text_queries=len(text_queries),
-        text_index_recall_at_10=index_recall(index, exact, text_queries) if len(text_queries) else None,
+        text_queries=len(measured),
+        text_index_recall_at_10=index_recall(index, exact, measured) if len(measured) else None,
+        search=index.settings,
+        tuned=tuned,
     )

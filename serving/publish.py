@@ -24,7 +24,7 @@ from serving.catalog import Catalog
 from serving.change_log import ChangeLog
 from serving.exact_index import ROUNDING
 from serving.index_bundle import remove_bundles
-from serving.index_recall import INDEX_RECALL_FLOOR, SAMPLE, build_verified
+from serving.index_recall import INDEX_RECALL_FLOOR, SAMPLE, Tuning, build_verified
 from serving.snapshot import (
     COLUMNS,
     CURRENT,
@@ -67,7 +67,7 @@ def staging(index: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def index_staged(staged: Path, queries: np.ndarray) -> dict[str, Any]:
+def index_staged(staged: Path, queries: np.ndarray, tuning: Tuning | None = None) -> dict[str, Any]:
     """Write the columns of the staged attributes, and the search index, measured on `queries` (Q, D), if there are any.
 
     Returns the index's certificate as JSON; see `index_recall.build_verified`.
@@ -79,7 +79,7 @@ def index_staged(staged: Path, queries: np.ndarray) -> dict[str, Any]:
         write_columns(staged / COLUMNS, (entry.attributes for entry in catalog))
     if not len(vectors):
         return {"kind": "none"}
-    return build_verified(vectors, queries.astype(np.float16).astype(np.float32), staged / FAISS)
+    return build_verified(vectors, queries.astype(np.float16).astype(np.float32), staged / FAISS, tuning=tuning)
 
 
 def publish(index: Path, staged: Path, manifest: Manifest, embed: Embed | None = None) -> str:

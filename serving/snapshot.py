@@ -203,7 +203,7 @@ def _command_of(fields: dict[str, Any], index: Path) -> str:
 
 
 def _load(path: Path, manifest: Manifest, held: contextlib.ExitStack) -> Snapshot:
-    from serving.faiss_index import FaissIndex
+    from serving.index_recall import load_certified
 
     with contextlib.ExitStack() as opened:
         opened.push(held)
@@ -212,7 +212,7 @@ def _load(path: Path, manifest: Manifest, held: contextlib.ExitStack) -> Snapsho
         if vectors.shape != shape or vectors.dtype != np.float16:
             raise _altered(path, f"{VECTORS} holds {vectors.dtype} {vectors.shape} instead of float16 {shape}")
         queries = np.load(path / QUERIES, allow_pickle=False)
-        search_index = FaissIndex.load(path / FAISS, vectors, manifest.index["kind"]) if len(vectors) else None
+        search_index = load_certified(path / FAISS, vectors, manifest.index) if len(vectors) else None
         catalog = Catalog(path / CATALOG)
         opened.callback(catalog.close)
         if len(catalog) != manifest.image_count:

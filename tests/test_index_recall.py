@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from serving.exact_index import ExactIndex
-from serving.faiss_index import FaissIndex
-from serving.index_recall import INDEX_RECALL_FLOOR, build_verified, index_recall
+from serving.faiss_index import FaissIndex, SearchSettings
+from serving.index_recall import INDEX_RECALL_FLOOR, SAMPLE, Tuning, build_verified, index_recall, load_certified
 
 
 def unit(rows: int, dimension: int, seed: int) -> np.ndarray:
@@ -66,4 +66,19 @@ def test_without_captions_images_alone_are_measured(tmp_path):
         "image_index_recall_at_10": 1.0,
         "text_queries": 0,
         "text_index_recall_at_10": None,
+        "search": {"nprobe": 0, "ef_search": 0, "proposed": 0, "compared": 0},
+        "tuned": False,
     }
+
+
+def test_a_tuned_index_is_searched_as_it_was_tuned(tmp_path):
+    vectors = unit(3_000, 64, seed=9)
+    tuning = Tuning("Balanced,IVF16", SearchSettings(nprobe=12, proposed=300, compared=60))
+    certificate = build_verified(vectors, vectors[:200], tmp_path / "index", tuning=tuning)
+    assert (certificate["kind"], certificate["tuned"], certificate["text_queries"]) == ("Balanced,IVF16", True, SAMPLE)
+    assert load_certified(tmp_path / "index", vectors, certificate).settings == tuning.search
+    assert Tuning.of(certificate) == tuning
+
+
+def test_what_nobody_tuned_stays_so():
+    assert Tuning.of({"kind": "Flat", "search": {"compared": 3}, "tuned": False}) is None

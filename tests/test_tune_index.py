@@ -1,0 +1,65 @@
+"""Tuning tries real indexes on queries, certifies on others, and hands its choice to the build job."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from data.errors import SourceError
+from serving.faiss_index import SearchSettings
+from serving.index_tuning import Trial, fastest
+from serving.tune_index import Candidate, Goal, choose, main, read_tuning
+
+
+def unit(rows: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(30, 32))[rng.integers(0, 30, rows)] + 0.5 * rng.normal(size=(rows, 32))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def candidate(kind: str, recall: float, p50: float, share: float) -> Candidate:
+    return Candidate(kind, 1.0, share, Trial(kind, SearchSettings(), recall, p50, p50))
+
+
+def test_the_fastest_that_meets_every_part_of_the_goal_is_chosen():
+    fitting, slower = candidate("a", 0.995, 1.0, 0.2), candidate("b", 0.999, 1.5, 0.1)
+    large, poor, slow = candidate("c", 1.0, 0.5, 0.5), candidate("d", 0.9, 0.1, 0.1), candidate("e", 1.0, 9.0, 0.1)
+    assert choose([slow, poor, large, slower, fitting], Goal()) is fitting
+
+
+def test_where_none_meets_it_the_best_recall_within_the_memory_is():
+    large, poor, near = candidate("a", 1.0, 5.0, 1.0), candidate("b", 0.5, 0.1, 0.1), candidate("c", 0.98, 3.0, 0.3)
+    assert choose([large, poor, near], Goal()) is near
+
+
+def test_the_fastest_trial_that_reaches_the_recall_else_the_nearest():
+    trials = [Trial("", SearchSettings(nprobe=n), recall, n, n) for n, recall in ((1, 0.5), (2, 0.99), (3, 1.0))]
+    assert fastest(trials, 0.9).settings.nprobe == 2
+    assert fastest(trials[:1], 0.9).settings.nprobe == 1
+
+
+def test_a_choice_is_written_with_its_certificate_and_read_by_the_build(tmp_path):
+    np.save(tmp_path / "vectors.npy", unit(1_500, 1))
+    np.save(tmp_path / "queries.npy", unit(60, 2))
+    given = ["--vectors", str(tmp_path / "vectors.npy"), "--queries", str(tmp_path / "queries.npy")]
+    goal = ["--recall", "0.9", "--latency-ms", "1000", "--memory-share", "10", "--kinds", "Flat", "IVF16,RaBitQfs"]
+    assert main([*given, *goal, "--out", str(tmp_path / "out")]) == 0
+    written = json.loads((tmp_path / "out" / "tuning.json").read_text())
+    assert written["index_recall_at_10"] >= 0.9
+    assert read_tuning(tmp_path / "out" / "tuning.json").kind == written["kind"]
+    assert (tmp_path / "out" / "tuning.html").read_text().count("<polyline") >= 1
+
+
+def test_a_goal_out_of_reach_is_an_exit_code(tmp_path):
+    np.save(tmp_path / "vectors.npy", unit(300, 3))
+    given = ["--vectors", str(tmp_path / "vectors.npy"), "--queries", str(tmp_path / "vectors.npy")]
+    assert main([*given, "--memory-share", "0.001", "--kinds", "Flat", "--out", str(tmp_path / "out")]) != 0
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"kind": "Flat", "search": {"nprobes": 3}}'])
+def test_what_is_no_tuning_is_refused(tmp_path, content):
+    (tmp_path / "tuning.json").write_text(content)
+    with pytest.raises(SourceError):
+        read_tuning(tmp_path / "tuning.json")
