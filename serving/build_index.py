@@ -43,6 +43,7 @@ class BuildSettings:
     `tuning`: the kind of index and how it is searched, instead of what its size suggests.
     `discard_vectors`: what was added online as a vector, without an image, may get lost when the model is another one.
     `ray`: embed on a Ray cluster, with the same vectors, and not in this process.
+    `store`: the address of a store elsewhere (`milvus_store.MilvusAddress`) that gets what a snapshot would hold.
     """
 
     splits: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class BuildSettings:
     discard_vectors: bool = False
     tuning: Tuning | None = None
     ray: RaySettings | None = None
+    store: str = ""
 
 
 @dataclass
@@ -95,6 +97,10 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
     from serving.skipped_images import SKIPPED, SkippedImages
 
     settings = settings or BuildSettings()
+    if settings.store:
+        from serving.milvus_store import check_reachable
+
+        check_reachable(settings.store)
     out.mkdir(parents=True, exist_ok=True)
     report = BuildReport(source.name, runtime.name)
     with only_builder(out), staging(out), closing(SkippedImages(out / WORK)) as skipped:
@@ -109,10 +115,14 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
                 f"{sum(report.skipped.values())} unreadable ones" if report.skipped else "none",
                 f"see {out / SKIPPED}" if report.skipped else "check the source",
             )
-        _publish(runtime, source, out, settings, report, embed, sequence, former)
+        if settings.store:
+            _publish_elsewhere(runtime, source, out, settings, report)
+        else:
+            publish_staged(runtime, out, report, settings, embed, sequence, former)
         skipped.finish(out)
         report.write(out)
-        shutil.rmtree(out / WORK)
+        if not settings.store:  # what the next job needs not embed again is in the snapshot then
+            shutil.rmtree(out / WORK)
     return report
 
 
@@ -140,7 +150,8 @@ def _embed(
         former = newest_readable(out, log)
         if former is not None:
             stack.enter_context(closing(former))
-        job = _job(runtime, out / WORK / "shards", settings, KnownVectors(former, log, runtime.fingerprint))
+        known = KnownVectors(former, log, runtime.fingerprint, runtime.embedding_dim)
+        job = _job(runtime, out / WORK / "shards", settings, known)
         sequence = stage(staged, former, log, runtime.fingerprint, only_online=True, embed=embed)
         outcomes = job.run(checked_pairs(pairs, source.name, skipped.add))
         outcomes = console.progress(outcomes, "embedding images", total=len(pairs), unit="images")
@@ -167,17 +178,19 @@ def _job(runtime: Runtime, directory: Path, settings: BuildSettings, known: Know
     return RayEmbeddingJob(runtime, directory, *sizes, bundle=bundle, ray=settings.ray)
 
 
-def _publish(
+def publish_staged(
     runtime: Runtime,
-    source: PairSource,
     out: Path,
-    settings: BuildSettings,
     report: BuildReport,
+    settings: BuildSettings,
     embed: Reembedding,
     sequence: int,
     former: str | None,
 ) -> None:
-    """Build and verify the search index over the staged vectors, and publish all of it."""
+    """Build and verify the search index over the staged vectors, and publish all of it.
+
+    `sequence` is the number of the last online change that was staged, `former` the name of the live snapshot.
+    """
     from serving.catalog import Catalog
     from serving.index_bundle import keep_bundle
     from serving.publish import WORK, index_staged, publish
@@ -194,7 +207,7 @@ def _publish(
         dimension=runtime.embedding_dim,
         model_fingerprint=runtime.fingerprint,
         model_name=runtime.name,
-        source=source.name,
+        source=report.source,
         splits=list(settings.splits),
         index=report.index,
         create_time=datetime.now(UTC).isoformat(),
@@ -206,6 +219,26 @@ def _publish(
         keep_bundle(out, runtime.bundle)
     report.snapshot = publish(out, staged, manifest, embed)
     report.discarded = embed.discarded
+
+
+def _publish_elsewhere(
+    runtime: Runtime, source: PairSource, out: Path, settings: BuildSettings, report: BuildReport
+) -> None:
+    """Fill a collection of the store with what was staged, and let its name stand for it."""
+    from serving.milvus_store import MilvusAddress, publish
+    from serving.publish import WORK
+    from serving.staged_snapshot import staged_upserts
+
+    images = staged_upserts(out / WORK / "staged")
+    described = {
+        "model_fingerprint": runtime.fingerprint,
+        "model_name": runtime.name,
+        "dimension": runtime.embedding_dim,
+        "source": source.name,
+    }
+    images = console.progress(images, "filling the collection", total=report.indexed, unit="images")
+    report.snapshot = publish(settings.store, images, described)
+    report.index = {"kind": f"Milvus {MilvusAddress.parse(settings.store).kind}"}
 
 
 def _entries(
@@ -242,13 +275,15 @@ exit codes: 0 done, also when there was nothing to do; 1 failed: run the same co
             2 refused, nothing was changed; 3 done, but images were skipped (with --strict only); 130 interrupted"""
 
 # What --sync takes from the index itself, and what it would have to compare with.
-NOT_WITH_SYNC = ("bundle", "data", "split", "replace_online", "discard_vectors")
+NOT_WITH_SYNC = ("bundle", "data", "split", "replace_online", "discard_vectors", "store")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, build, and say what was done."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.engine != "ray" and (arguments.address or arguments.workers):
+        parser.error("--address and --workers are those of a Ray cluster: add --engine ray")
     if arguments.sync:
         if given := [name for name in NOT_WITH_SYNC if getattr(arguments, name)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -278,6 +313,13 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=_positive, default=BuildSettings.batch_size, help="images embedded at once"
     )
     parser.add_argument("--shard-size", type=_positive, default=BuildSettings.shard_size, help="images kept at once")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="what embeds, default %(default)s")
+    parser.add_argument("--address", default="", help="of a running Ray cluster; by default one on this machine")
+    parser.add_argument("--workers", type=_positive, help="processes on the Ray cluster, default: all that fit")
+    parser.add_argument(
+        "--store", default="", metavar="milvus://HOST:PORT?name=NAME",
+        help="publish in Milvus; INDEX then holds the shards and the report alone",
+    )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="exit with 3 when images were skipped")
     parser.add_argument(
         "--replace-online", action="store_true",
@@ -299,6 +341,7 @@ def _sync(arguments: argparse.Namespace) -> int:
 
     out = arguments.out = arguments.out.resolve()
     manifest = live_manifest(out)
+    arguments.tuning = arguments.tuning and arguments.tuning.resolve()
     with chdir(manifest.directory if Path(manifest.directory).is_dir() else "."):
         source = open_source(manifest.source)
         found = differences(out, source, manifest.splits)
@@ -326,13 +369,23 @@ def _build(
         arguments.replace_online,
         arguments.discard_vectors,
         tuning or _read_tuning(arguments.tuning),
+        _ray(arguments),
+        arguments.store,
     )
     report = build_index(Runtime.load(bundle), source, arguments.out, settings)
-    _say(report, arguments.out)
+    _say(report, arguments.out, arguments.store)
     return EXIT_SKIPPED if report.skipped and arguments.strict else console.EXIT_OK
 
 
-def _say(report: BuildReport, out: Path) -> None:
+def _ray(arguments: argparse.Namespace) -> RaySettings | None:
+    if arguments.engine != "ray":
+        return None
+    from serving.ray_embedding import RaySettings
+
+    return RaySettings(arguments.address, arguments.workers or 0)
+
+
+def _say(report: BuildReport, out: Path, store: str) -> None:
     from serving.skipped_images import SKIPPED
 
     console.say(
@@ -344,7 +397,8 @@ def _say(report: BuildReport, out: Path) -> None:
     if report.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report.skipped.items()))
         console.say(f"{sum(report.skipped.values()):,} images were skipped ({reasons}); see {out / SKIPPED}")
-    console.say(f"{report.indexed:,} images indexed in {out} ({report.index['kind']}), snapshot {report.snapshot}")
+    where, state = (store, "collection") if store else (out, "snapshot")
+    console.say(f"{report.indexed:,} images indexed in {where} ({report.index['kind']}), {state} {report.snapshot}")
 
 
 def _read_tuning(path: Path | None) -> Tuning | None:

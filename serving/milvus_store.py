@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_HITS = 16_384  # Milvus's own limit of a search
 BATCH = 1_000  # rows in a call: below its limit of 64 MB with 2,048 dimensions
+KINDS = ("FLAT", "HNSW", "IVF_FLAT", "AUTOINDEX")
 SPARE = 32  # hits beyond k that are scored exactly, so that float32 rounding decides no rank
 ABOUT = "image_search_indexes"  # a collection with what is known of the others: Milvus Lite keeps no description
 _STORED = ["image_id", "digest", "location", "captions", FIELD, "version"]
@@ -47,29 +48,33 @@ class MilvusAddress:
     """Where Milvus is and what the index is called there.
 
     `milvus://HOST:PORT?name=photos` is a server; `milvus:///path/to/file.db?name=photos` is Milvus Lite, in a file.
+    `&kind=HNSW` says how a collection that is published there is searched; see `publish`.
     """
 
     uri: str
     name: str = "images"
+    kind: str = "FLAT"
 
     @classmethod
     def parse(cls, text: str) -> MilvusAddress:
         """`UserError` for what is no such address."""
         parts = urlsplit(text)
         options = parse_qs(parts.query)
-        name = options.pop("name", ["images"])[0]
+        name, kind = options.pop("name", ["images"])[0], options.pop("kind", [KINDS[0]])[0]
         if (
             parts.scheme != "milvus"
             or not (parts.netloc or parts.path)
             or options
             or not re.fullmatch(r"\w{1,200}", name)
+            or kind not in KINDS
         ):
             raise UserError(
-                "milvus://HOST:PORT?name=NAME or milvus:///PATH.db?name=NAME, NAME of letters, digits and _",
+                "milvus://HOST:PORT?name=NAME or milvus:///PATH.db?name=NAME, NAME of letters, digits and _, perhaps "
+                f"with &kind= {', '.join(KINDS)}",
                 repr(text),
                 "correct --store",
             )
-        return cls(f"http://{parts.netloc}" if parts.netloc else parts.path, name)
+        return cls(f"http://{parts.netloc}" if parts.netloc else parts.path, name, kind)
 
 
 class MilvusStore:
@@ -227,11 +232,19 @@ class MilvusView:
             return list(self._client.get(self._name, ids=list(image_ids), output_fields=fields))
 
 
-def publish(address: str, images: Iterable[Upsert], described: dict[str, Any], kind: str = "FLAT") -> str:
+def check_reachable(address: str) -> None:
+    """`StoreUnreachable` or `UserError` when nothing could be published at `address`."""
+    where = MilvusAddress.parse(address)
+    with _refusals(where.uri):
+        _connect(where.uri).close()
+
+
+def publish(address: str, images: Iterable[Upsert], described: dict[str, Any]) -> str:
     """Fill a new collection, and let the alias name it; the former collection is kept for a way back, older ones go.
 
-    `described` holds the model's `model_fingerprint` and `model_name`, the `dimension` and the `source`. `kind` is
-    Milvus's index type: FLAT compares with every vector, HNSW, IVF_FLAT or AUTOINDEX do not. Returns the collection.
+    `described` holds the model's `model_fingerprint` and `model_name`, the `dimension` and the `source`. The
+    address's `kind` is Milvus's index type: FLAT compares with every vector, HNSW, IVF_FLAT and AUTOINDEX do not.
+    Returns the collection.
     """
     where = MilvusAddress.parse(address)
     with _refusals(where.uri):
@@ -239,7 +252,7 @@ def publish(address: str, images: Iterable[Upsert], described: dict[str, Any], k
         try:
             former = _collection_of(client, where.name)
             collection = f"{where.name}_{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-            told = {**described, "kind": kind, "create_time": datetime.now(UTC).isoformat()}
+            told = {**described, "kind": where.kind, "create_time": datetime.now(UTC).isoformat()}
             _create(client, collection, told)
             rows: list[dict[str, Any]] = []
             for image in images:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from serving.grpc_service import LiveEngine
     from serving.search_engine import SearchEngine
+    from serving.vector_store import VectorStore
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -149,18 +150,26 @@ def _in_daemon_thread(load: Callable[[], SearchEngine]) -> asyncio.Future[Search
     return future
 
 
-def load_engine(index: Path, bundle: str | None = None) -> SearchEngine:
+def load_engine(index: Path | None, bundle: str | None = None, address: str = "") -> SearchEngine:
     """Open an index with the bundle in it, or with another copy of that, and run the model as queries will.
 
-    `BundleError`, `SnapshotError` or `FingerprintMismatch`.
+    Without an index, the one at the `address` of Milvus, with `bundle`. `BundleError`, `SnapshotError`,
+    `FingerprintMismatch` or `milvus_store.StoreUnreachable`.
     """
     from dual_encoder.runtime import Runtime
     from serving.embedded_store import EmbeddedStore
     from serving.index_bundle import bundle_of
     from serving.search_engine import IMAGE_BATCH, TEXT_BATCH, SearchEngine
 
-    runtime = Runtime.load(bundle or bundle_of(index))
-    store = EmbeddedStore.open(index, runtime.fingerprint, bundle=bundle or "BUNDLE", writable=False)
+    store: VectorStore
+    if index is None:
+        from serving.milvus_store import MilvusStore
+
+        runtime = Runtime.load(bundle or "default")
+        store = MilvusStore.open(address, runtime.fingerprint)
+    else:
+        runtime = Runtime.load(bundle or bundle_of(index))
+        store = EmbeddedStore.open(index, runtime.fingerprint, bundle=bundle or "BUNDLE", writable=False)
     runtime.warm_up(TEXT_BATCH, IMAGE_BATCH)
     return SearchEngine(runtime, store)
 
@@ -172,14 +181,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Answer image searches over gRPC until SIGTERM. Without TLS: keep it on a loopback address.",
     )
     parser.add_argument("--bundle", help='directory of the model, or "default", if not the copy in the index')
-    parser.add_argument("--index", required=True, type=Path, help="directory that serving.build_index made")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--index", type=Path, help="directory that serving.build_index made")
+    place.add_argument(
+        "--store", default="", metavar="milvus://HOST:PORT?name=NAME", help="what build_index --store filled"
+    )
     parser.add_argument(
         "--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s; port 0: any"
     )
     parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="for running calls when stopping")
     arguments = parser.parse_args(argv)
+    if arguments.store and not arguments.bundle:
+        parser.error("--store needs --bundle, the model that the images were embedded by")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(arguments.address, lambda: load_engine(arguments.index, arguments.bundle), arguments.grace)
+    serve(arguments.address, lambda: load_engine(arguments.index, arguments.bundle, arguments.store), arguments.grace)
     return console.EXIT_OK
 
 

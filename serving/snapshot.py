@@ -39,6 +39,7 @@ from serving.vector_index import VectorIndex
 
 FORMAT_VERSION = 2
 COLUMNS = "columns.arrow"
+IMPORTED = "vectors:"  # begins the source of an index whose vectors were computed elsewhere
 METRIC = "inner_product"
 CURRENT, SNAPSHOTS = "CURRENT", "snapshots"
 MANIFEST, QUERIES, FAISS = "manifest.json", "queries.npy", "index.faiss"
@@ -172,6 +173,9 @@ def rebuild_command(manifest: Manifest, index: Path, bundle: str) -> str:
 
 
 def _rebuild_command(source: str, splits: list[str], index: Path, bundle: str) -> str:
+    if source.startswith(IMPORTED):
+        words = ["--bundle", bundle, "--out", str(index)]
+        return f"python -m serving.import_vectors {shlex.join(words)}, with such vectors by this model"
     chosen = [word for split in splits for word in ("--split", split)]
     words = ["--bundle", bundle, "--data", source, *chosen, "--out", str(index)]
     return f"python -m serving.build_index {shlex.join(words)}"

@@ -10,8 +10,7 @@ from data.errors import SourceError
 from data.pairs import AttributeValue, ImageFile, ImageTextPair, PairSource
 from data.splits import split_pairs
 from serving.catalog import CatalogEntry
-
-MAX_ID_CHARACTERS = 1_024
+from serving.change_request import MAX_ID_CHARACTERS
 
 _CACHE_KB = 16_384
 

@@ -4,14 +4,15 @@ vectors in the order of the ids; knows neither model nor index."""
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from data.durable import naming_file
-from serving.catalog import CatalogEntry, entry_columns, naming_database, new_catalog
+from serving.catalog import Catalog, CatalogEntry, entry_columns, naming_database, new_catalog
+from serving.vector_store import Upsert
 
 CATALOG, VECTORS = "catalog.sqlite", "vectors.npy"
 
@@ -124,3 +125,12 @@ class StagedSnapshot:
             unordered = np.memmap(self._vectors, np.float16, "r", shape=(self._given, self.dimension))
             for start in range(0, len(order), BLOCK_ROWS):
                 file.write(unordered[order[start : start + BLOCK_ROWS]].data)
+
+
+def staged_upserts(directory: Path) -> Iterator[Upsert]:
+    """What `finish` wrote, image by image in the order of their ids, for a store of another kind."""
+    vectors = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
+    with closing(Catalog(directory / CATALOG)) as catalog:
+        for entry in catalog:
+            vector = np.asarray(vectors[entry.row])
+            yield Upsert(entry.image_id, vector, entry.digest, entry.location, entry.captions, entry.attributes)

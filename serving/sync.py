@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import console
-from data.errors import SnapshotError
+from data.errors import SnapshotError, SourceError
 from data.loading import content_digests
 from serving.carry_over import newest_readable, open_log
 from serving.catalog import ONLINE, entry_columns
 from serving.skipped_images import skipped_before
+from serving.snapshot import IMPORTED
 from serving.source_entries import checked_pairs, entry_of_pair, pairs_of_splits
 
 if TYPE_CHECKING:
@@ -41,8 +42,17 @@ class Differences:
 
 
 def live_manifest(index: Path) -> Manifest:
-    """What the live snapshot says of itself, its source above all; `SnapshotError` when there is none."""
+    """What the live snapshot says of itself, its source above all; `SnapshotError` when there is none.
+
+    `SourceError` when no images can be compared with it, for its vectors were imported.
+    """
     with _opened(index) as (snapshot, _):
+        if snapshot.manifest.source.startswith(IMPORTED):
+            raise SourceError(
+                "an index that was built from images",
+                snapshot.manifest.source,
+                "import the vectors again, see docs/indexing.md",
+            )
         return snapshot.manifest
 
 

@@ -21,6 +21,8 @@ TOOLS = (
     "dual_encoder.quantize",
     "dual_encoder.zero_shot",
     "serving.build_index",
+    "serving.import_vectors",
+    "serving.manage",
     "serving.server",
     "serving.client",
     "benchmarks.anchoring",
@@ -29,7 +31,7 @@ TOOLS = (
     "benchmarks.training_speed",
     "tools.demo",
 )
-HEAVY = re.compile(r"\|\s*(tensorflow|keras|faiss|onnxruntime|ray|torch)(\.|\s|$)", re.MULTILINE)
+HEAVY = re.compile(r"\|\s*(tensorflow|keras|faiss|onnxruntime|ray|pymilvus|pyarrow|torch)(\.|\s|$)", re.MULTILINE)
 
 # The aim is one second on a quiet machine; importing TensorFlow alone takes more than this.
 SECONDS = 3.0
