@@ -26,6 +26,7 @@ EXACT_SUBSET = 10_000
 # Among rows that lie far from a query, scores differ less than one bit a dimension tells. So many times as many are
 # compared exactly when only some rows are allowed, and when these are mostly not where the query's neighbours are.
 FILTERED_CANDIDATES, FAR_CANDIDATES = 4, 16
+FILTERED_BASE = 400  # there are no second codes between: every candidate is compared exactly
 
 # Settings hold for the ten best hits. For each hit more, so many more rows are compared exactly and proposed.
 USUAL_K, COMPARED_PER_HIT, PROPOSED_PER_HIT = 10, 4, 20
@@ -95,7 +96,8 @@ class FaissIndex:
         # a second OpenMP thread and loses much when the cores are busy.
         faiss.omp_set_num_threads(1)
         if allowed is not None and self.lists is not None:
-            proposed = self._search_lists(self._projected(queries), self._candidates(k), allowed)
+            wanted = min(self._candidates(k), FILTERED_BASE + COMPARED_PER_HIT * k)
+            proposed = self._search_lists(self._projected(queries), wanted, allowed)
         else:
             parameters = self._parameters(self.index, k, allowed)
             _, proposed = self.index.search(queries, min(self._compared(k), count), params=parameters)
