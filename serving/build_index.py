@@ -282,6 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, build, and say what was done."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.store and arguments.report_duplicates:
+        parser.error("--report-duplicates looks at an index in a directory: leave out --store")
     if arguments.engine != "ray" and (arguments.address or arguments.workers):
         parser.error("--address and --workers are those of a Ray cluster: add --engine ray")
     if arguments.sync:
@@ -320,6 +322,10 @@ def _parser() -> argparse.ArgumentParser:
         "--store", default="", metavar="milvus://HOST:PORT?name=NAME",
         help="publish in Milvus; INDEX then holds the shards and the report alone",
     )  # fmt: skip
+    parser.add_argument(
+        "--report-duplicates", action="store_true",
+        help="list images of the same bytes, or of the same picture, in INDEX/duplicates.json; nothing is removed",
+    )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="exit with 3 when images were skipped")
     parser.add_argument(
         "--replace-online", action="store_true",
@@ -348,6 +354,7 @@ def _sync(arguments: argparse.Namespace) -> int:
         console.say(f"{found} in {source.name}")
         if not found:
             console.say(f"nothing to do; {manifest.image_count:,} images in {out}")
+            _report_duplicates(arguments)
             return console.EXIT_OK
         tuning = None if arguments.tuning else Tuning.of(manifest.index)
         return _build(str(bundle_of(out)), source, tuple(manifest.splits), arguments, tuning)
@@ -374,7 +381,19 @@ def _build(
     )
     report = build_index(Runtime.load(bundle), source, arguments.out, settings)
     _say(report, arguments.out, arguments.store)
+    _report_duplicates(arguments)
     return EXIT_SKIPPED if report.skipped and arguments.strict else console.EXIT_OK
+
+
+def _report_duplicates(arguments: argparse.Namespace) -> None:
+    if arguments.report_duplicates:
+        from serving.duplicates import DUPLICATES, report_duplicates
+
+        found = report_duplicates(arguments.out)
+        console.say(
+            f"{found.copies:,} images have the bytes of another, {found.near:,} pairs are of the same picture; see "
+            f"{arguments.out / DUPLICATES}"
+        )
 
 
 def _ray(arguments: argparse.Namespace) -> RaySettings | None:

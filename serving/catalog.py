@@ -189,6 +189,16 @@ class Catalog:
         found = self._fetch('SELECT min("row") FROM images WHERE digest = ?', (digest,))
         return found[0][0] if digest else None
 
+    def repeated_digests(self) -> Iterator[tuple[str, list[tuple[int, str]]]]:
+        """Digests that several images have, with their rows and ids; read in pieces."""
+        after = ""
+        repeated = (
+            "SELECT digest FROM images WHERE digest > ? GROUP BY digest HAVING count(*) > 1 ORDER BY digest LIMIT ?"
+        )
+        while digests := self._fetch(repeated, (after, _AT_ONCE)):
+            for (after,) in digests:  # noqa: B020 - the last is where the next piece begins
+                yield after, self._fetch('SELECT "row", image_id FROM images WHERE digest = ? ORDER BY "row"', (after,))
+
     def count_of_sources(self) -> int:
         """How many images batch jobs brought."""
         return self._fetch("SELECT count(*) FROM images WHERE origin != ?", (ONLINE,))[0][0]
