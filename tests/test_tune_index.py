@@ -6,10 +6,15 @@ import json
 
 import numpy as np
 import pytest
+from fakes import ColourRuntime, picture
 
+import dual_encoder.runtime
+import serving.index_bundle
 from data.errors import SourceError
+from serving import build_index
 from serving.faiss_index import SearchSettings
 from serving.index_tuning import Trial, fastest
+from serving.snapshot import open_snapshot
 from serving.tune_index import Candidate, Goal, choose, main, read_tuning
 
 
@@ -63,3 +68,25 @@ def test_what_is_no_tuning_is_refused(tmp_path, content):
     (tmp_path / "tuning.json").write_text(content)
     with pytest.raises(SourceError):
         read_tuning(tmp_path / "tuning.json")
+
+
+def test_an_index_is_tuned_on_its_captions_built_so_and_keeps_it_when_it_is_brought_up_to_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(dual_encoder.runtime.Runtime, "load", lambda *_, **__: ColourRuntime())
+    monkeypatch.setattr(serving.index_bundle, "bundle_of", lambda index: index / "bundle")
+    monkeypatch.setenv("DUAL_ENCODER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number in range(24):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(picture(("red", "blue")[number % 2], seed=number))
+    (tmp_path / "texts.txt").write_text("red\nblue\n" * 12)
+    build = ["--bundle", "x", "--data", "folder:photos", "--out", "index"]
+    assert build_index.main(build) == 0
+    goal = ["--latency-ms", "1000", "--memory-share", "1000", "--kinds", "SQ8"]
+    assert main(["--index", "index", "--bundle", "x", "--queries", "texts.txt", *goal]) == 0
+    assert build_index.main([*build, "--tuning", "tuning/tuning.json"]) == 0
+    (tmp_path / "photos" / "0.png").unlink()
+    assert build_index.main(["--sync", "--out", "index"]) == 0
+    snapshot = open_snapshot(tmp_path / "index")
+    assert (snapshot.manifest.image_count, snapshot.index.kind) == (23, "SQ8")
+    assert snapshot.index.settings == read_tuning(tmp_path / "tuning" / "tuning.json").search
+    snapshot.close()
