@@ -1,8 +1,8 @@
 """One directory that holds a model for use: weights, preprocessing, tokeniser, config, engines, figures, fingerprint.
 
 Reading one imports no TensorFlow. Every file's digest, and its own, is in `bundle.json`; a changed byte is refused. The
-fingerprint names what decides an embedding (config, weights, tokeniser), so it stays the same when only figures or a
-calibration are added.
+fingerprint names what decides an embedding or a score (config, weights, tokeniser, hubness correction), so it stays the
+same when only figures or a calibration are added.
 """
 
 from __future__ import annotations
@@ -131,9 +131,10 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
 
 
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
-    """What identifies a model: everything that decides an embedding, and nothing that does not."""
+    """What identifies a model: everything that decides an embedding or a score, and nothing that does not."""
     decisive = {name: entry["sha256"] for name, entry in manifest["files"].items() if _decides(name)}
-    kept = ("config", "preprocessing", "max_tokens", "embedding_dim")
+    kept = ["config", "preprocessing", "max_tokens", "embedding_dim"]
+    kept += ["hubness"] if manifest.get("hubness") else []
     return digest_json({"files": decisive, **{key: manifest[key] for key in kept}})
 
 
@@ -150,7 +151,7 @@ def _write(directory: Path, manifest: dict[str, Any]) -> Bundle:
 
 
 def _decides(name: str) -> bool:
-    return name in (WEIGHTS, TOKENIZER) or name.startswith(f"{ASSETS}/")
+    return name in (WEIGHTS, TOKENIZER, QUERY_BANK) or name.startswith(f"{ASSETS}/")
 
 
 def package_versions() -> dict[str, str]:
@@ -172,7 +173,7 @@ def with_quantised(bundle: Bundle, tower: str, graph: bytes, figures: Mapping[st
 def with_correction(bundle: Bundle, hubness: HubnessCorrection | None, calibration: Calibration | None) -> Bundle:
     """Put another hubness correction, or none, into a bundle, with the calibration of the scores it makes.
 
-    The fingerprint stays, for embeddings stay; an index keeps the old offsets until it is compacted or built again.
+    The fingerprint is another one, since an index holds offsets that belong to the correction.
     """
     files = {} if hubness is None else {QUERY_BANK: _npy(hubness.bank)}
     settings = None if hubness is None else hubness.to_config()
@@ -196,7 +197,8 @@ def _with_files(
                 _link(bundle.path / name, directory / name)
         for name, content in changed.items():
             (directory / name).write_bytes(content)
-        written = _write(directory, {**bundle.manifest, **manifest, "files": directory_digests(directory)})
+        told = {**bundle.manifest, **manifest, "files": directory_digests(directory)}
+        written = _write(directory, {**told, "fingerprint": fingerprint_of(told)})
     return Bundle(bundle.path, written.manifest)
 
 

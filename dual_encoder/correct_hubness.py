@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m dual_encoder.correct_hubness",
         description="Give a bundle a bank of queries, and a weight chosen on the validation split, by which images "
         "that are near every query are taken down. Training does so with a sample of its captions; here the bank can "
-        "be queries that people asked. Nothing is trained and the fingerprint stays; an index takes the new offsets "
-        "when it is compacted or built again.",
+        "be queries that people asked. Nothing is trained, but the bundle gets another fingerprint: an index holds "
+        "offsets that belong to the correction, and is built again.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=SOURCE_HELP,
     )

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from data.durable import digest_bytes, digest_json
 from data.errors import BundleError
 from dual_encoder.metrics import ranks, resampled_means
 
@@ -48,12 +47,6 @@ class HubnessCorrection:
                 f"{self.weight} and {self.neighbours}",
                 "export the bundle again",
             )
-
-    @property
-    def digest(self) -> str:
-        """Names everything that decides an offset."""
-        bank = digest_bytes(np.ascontiguousarray(self.bank).tobytes())
-        return digest_json({"bank": bank, "weight": self.weight, "neighbours": self.neighbours})
 
     def to_config(self) -> dict[str, Any]:
         """The settings beside the bank, as JSON."""

@@ -140,12 +140,13 @@ def _embed(
     from serving.carry_over import newest_readable, open_log, stage
     from serving.known_vectors import KnownVectors
     from serving.publish import WORK
+    from serving.reembedding import kept_vectors, kept_width
     from serving.source_entries import checked_pairs, pairs_of_splits
     from serving.staged_snapshot import StagedSnapshot
 
     pairs = pairs_of_splits(source, settings.splits)
     with ExitStack() as stack:
-        staged = stack.enter_context(closing(StagedSnapshot(out / WORK / "staged", runtime.embedding_dim)))
+        staged = stack.enter_context(closing(StagedSnapshot(out / WORK / "staged", kept_width(runtime))))
         log = stack.enter_context(closing(open_log(out)))
         former = newest_readable(out, log)
         if former is not None:
@@ -157,7 +158,7 @@ def _embed(
         outcomes = console.progress(outcomes, "embedding images", total=len(pairs), unit="images")
         staged.add(_entries(outcomes, source.name, report, skipped), below=not settings.replace_online)
         for vectors in job.vectors():
-            staged.add_vectors(vectors)
+            staged.add_vectors(kept_vectors(runtime, vectors))
         report.reused_shards, report.embedded_shards = job.reused_shards, job.embedded_shards
         report.known, report.reused = job.known_images, job.reused_images
         report.embedded = report.readable - report.known - report.reused
@@ -201,7 +202,7 @@ def publish_staged(
     staged = out / WORK / "staged"
     with closing(Catalog(staged / CATALOG)) as catalog:
         queries = caption_queries(runtime, catalog)
-    report.index = index_staged(staged, queries, settings.tuning)
+    report.index = index_staged(staged, queries, runtime.embedding_dim, settings.tuning)
     manifest = Manifest(
         image_count=report.indexed,
         dimension=runtime.embedding_dim,
@@ -214,6 +215,7 @@ def publish_staged(
         sequence=sequence,
         former=former,
         directory=str(Path.cwd()),
+        corrected=runtime.hubness is not None,
     )
     if runtime.bundle is not None:
         keep_bundle(out, runtime.bundle)
@@ -229,11 +231,12 @@ def _publish_elsewhere(
     from serving.publish import WORK
     from serving.staged_snapshot import staged_upserts
 
-    images = staged_upserts(out / WORK / "staged")
+    images = staged_upserts(out / WORK / "staged", runtime.embedding_dim)
     described = {
         "model_fingerprint": runtime.fingerprint,
         "model_name": runtime.name,
         "dimension": runtime.embedding_dim,
+        "corrected": runtime.hubness is not None,
         "source": source.name,
     }
     images = console.progress(images, "filling the collection", total=report.indexed, unit="images")
@@ -256,16 +259,18 @@ def _entries(
 
 
 def caption_queries(runtime: Runtime, catalog: Catalog) -> np.ndarray:
-    """Embeddings (Q, D) of a caption each of a sample of images: as near as is known to what people will ask for."""
+    """A caption each of a sample of images, (Q, W), as a search asks: as near as is known to people's."""
     import numpy as np
 
+    from dual_encoder.hubness import asked
     from serving.faiss_build import FLAT_ROWS
     from serving.index_recall import LEARNED, SAMPLE
 
     wanted = SAMPLE if len(catalog) <= FLAT_ROWS else SAMPLE + LEARNED
     rows = np.unique(np.linspace(0, len(catalog) - 1, wanted).astype(int))
     captions = [entry.captions[0] for entry in catalog.by_rows(rows.tolist()) if "".join(entry.captions[:1]).strip()]
-    return runtime.embed_texts(captions) if captions else np.empty((0, runtime.embedding_dim), np.float32)
+    vectors = runtime.embed_texts(captions) if captions else np.empty((0, runtime.embedding_dim), np.float32)
+    return vectors if runtime.hubness is None else asked(vectors)
 
 
 EXIT_SKIPPED = 3  # done, but images were skipped, which --strict was to tell

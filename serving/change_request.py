@@ -30,16 +30,19 @@ class ChangeRequest:
     digest: str = ""
 
 
-def encode_changes(changes: Sequence[Change], key: str, dimension: int) -> ChangeRequest:
-    """Check and encode `changes`; `QueryError` names the field of the first that cannot be kept."""
+def encode_changes(changes: Sequence[Change], key: str, dimension: int, corrected: bool = False) -> ChangeRequest:
+    """Check and encode `changes`, with offsets if images have them.
+
+    `QueryError` names the field of the first that cannot be kept.
+    """
     if len(key) > MAX_KEY_CHARACTERS or not is_unicode(key):
         raise QueryError("key", f"at most {MAX_KEY_CHARACTERS} characters", f"{len(key)}", "use a shorter key")
-    rows = tuple(_encode(change, dimension) for change in changes)
+    rows = tuple(_encode(change, dimension, corrected) for change in changes)
     if_versions = tuple(change.if_version for change in changes)
     return ChangeRequest(rows, if_versions, key, _digest(rows, if_versions) if key else "")
 
 
-def _encode(change: Change, dimension: int) -> LoggedChange:
+def _encode(change: Change, dimension: int, corrected: bool) -> LoggedChange:
     image_id = change.image_id
     if not 1 <= len(image_id) <= MAX_ID_CHARACTERS or not is_unicode(image_id):
         raise QueryError(
@@ -58,6 +61,10 @@ def _encode(change: Change, dimension: int) -> LoggedChange:
     stored = vector.astype(np.float16)
     if not abs(np.linalg.norm(stored.astype(np.float32)) - 1) < UNIT_TOLERANCE:  # NaN too
         raise QueryError("vector", "unit length", f"length {np.linalg.norm(vector)}", "divide it by its length")
+    if not abs(change.offset) <= 1:  # NaN too
+        raise QueryError("offset", "from -1 to 1", f"{change.offset}", "take it from the model's hubness correction")
+    if corrected:
+        stored = np.append(stored, np.float16(-change.offset))
     for name, value in change.attributes.items():
         if not is_attribute(name) or not is_attribute(value):
             raise QueryError("attributes", EXPECTED, f"{name!r} = {value!r}"[:200], "correct or remove the attribute")

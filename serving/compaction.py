@@ -38,13 +38,15 @@ def compact(index: Path) -> str:
                 "an index with a snapshot", f"none in {index}", "build it: python -m serving.build_index"
             )
         stack.enter_context(closing(snapshot))
-        staged = stack.enter_context(closing(StagedSnapshot(directory, snapshot.manifest.dimension)))
+        staged = stack.enter_context(closing(StagedSnapshot(directory, snapshot.manifest.width)))
         sequence = stage(staged, snapshot, log, snapshot.manifest.model_fingerprint)
         count = staged.finish()
         manifest = dataclasses.replace(
             snapshot.manifest,
             image_count=count,
-            index=index_staged(directory, snapshot.queries, Tuning.of(snapshot.manifest.index)),
+            index=index_staged(
+                directory, snapshot.queries, snapshot.manifest.dimension, Tuning.of(snapshot.manifest.index)
+            ),
             create_time=datetime.now(UTC).isoformat(),
             sequence=sequence,
             former=snapshot.name,
@@ -76,9 +78,9 @@ def rebuild(index: Path) -> str:
             raise SnapshotError("a catalog and vectors as they were written", "; ".join(problems), "restore a backup")
         for file in (CATALOG, VECTORS):
             shutil.copyfile(path / file, directory / file)
-        queries = np.empty((0, manifest.dimension), np.float16)
+        queries = np.empty((0, manifest.width), np.float16)
         if not changed_files(path, {QUERIES: files[QUERIES]}):
             queries = np.load(path / QUERIES, allow_pickle=False)
-        certificate = index_staged(directory, queries, Tuning.of(manifest.index))
+        certificate = index_staged(directory, queries, manifest.dimension, Tuning.of(manifest.index))
         now = datetime.now(UTC).isoformat()
         return publish(index, directory, dataclasses.replace(manifest, index=certificate, create_time=now, former=name))

@@ -34,7 +34,7 @@ class Delta:
         self.base_alive: np.ndarray | None = None  # (N,) bool; None: every row
         self.count = 0
         # float32 for speed, the values those of float16 as they are in the log and in snapshots
-        self.vectors = np.empty((64, manifest.dimension), np.float32)
+        self.vectors = np.empty((64, manifest.width), np.float32)
         self.ended = np.full(64, _NEVER, np.int64)  # the change by which a slot's image was replaced or deleted
         self.changes: list[LoggedChange] = []  # by slot, without their vectors
         self.columns = GrowingColumns()  # attributes by slot

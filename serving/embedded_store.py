@@ -44,6 +44,7 @@ class EmbeddedStore:
         self.index = index
         self.superseded: str | None = None
         self.fingerprint, self.dimension = snapshot.manifest.model_fingerprint, snapshot.manifest.dimension
+        self.corrected = snapshot.manifest.corrected
         self._log, self._held = log, ExitStack()
         self._lock = threading.RLock()  # held while the log or the delta changes; no search waits for it
         self._model = log.model_number(self.fingerprint)
@@ -86,7 +87,7 @@ class EmbeddedStore:
         """See `VectorStore.apply`; also `QueryError` for a change that cannot be kept. All who wait share one flush."""
         if self._committer is None:
             raise StoreReadOnly("a store that was opened to write", "one to read", "open it with writable=True")
-        request = encode_changes(changes, key, self.dimension)
+        request = encode_changes(changes, key, self.dimension, self.corrected)
         return self._committer.submit(request).result()
 
     @contextmanager

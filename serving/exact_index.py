@@ -121,14 +121,17 @@ def as_float32(vectors: np.ndarray) -> np.ndarray:
     return converted
 
 
-def check_vectors(vectors: np.ndarray) -> None:
-    """`ValueError` unless `vectors` is a non-empty (N, D) array, float32 or float16, of finite rows of unit length."""
+def check_vectors(vectors: np.ndarray, embedding_dim: int | None = None) -> None:
+    """`ValueError` unless `vectors` is a non-empty (N, D) array, float32 or float16, of finite rows of unit length.
+
+    With `embedding_dim` only that many components count; what follows them is an offset (see `snapshot.Manifest`).
+    """
     if vectors.ndim != 2 or vectors.dtype not in (np.float32, np.float16) or not vectors.size:
         raise ValueError(
             f"expected a non-empty (N, D) float32 or float16 array; received {vectors.dtype} {vectors.shape}"
         )
     for start in range(0, len(vectors), BLOCK_ROWS):
-        lengths = np.linalg.norm(np.asarray(vectors[start : start + BLOCK_ROWS], np.float32), axis=1)
+        lengths = np.linalg.norm(np.asarray(vectors[start : start + BLOCK_ROWS, :embedding_dim], np.float32), axis=1)
         wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))  # also true for NaN
         if len(wrong):
             raise ValueError(f"expected rows of unit length; row {start + wrong[0]} has length {lengths[wrong[0]]}")

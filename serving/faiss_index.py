@@ -65,14 +65,19 @@ class FaissIndex:
 
     @classmethod
     def build(
-        cls, vectors: np.ndarray, kind: str | None = None, threads: int = 0, queries: np.ndarray | None = None
+        cls,
+        vectors: np.ndarray,
+        kind: str | None = None,
+        threads: int = 0,
+        queries: np.ndarray | None = None,
+        embedding_dim: int | None = None,
     ) -> FaissIndex:
         """Index `vectors`, (N, D) float32 or float16 of unit length, as `kind` (None: by size).
 
         `threads` is how many cores building may use; 0 stands for all. `queries`, (Q, D) float32, are like those to
-        come, and no answer depends on them but the choice of what is compared.
+        come, and no answer depends on them but the choice of what is compared. `embedding_dim`: see `check_vectors`.
         """
-        check_vectors(vectors)
+        check_vectors(vectors, embedding_dim)
         kind = kind or default_kind(len(vectors))
         faiss.omp_set_num_threads(threads or len(os.sched_getaffinity(0)))
         return cls(build(vectors, kind, queries), kind, vectors)

@@ -32,7 +32,7 @@ def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_ve
     from serving.build_index import BuildReport, BuildSettings, publish_staged
     from serving.carry_over import newest_readable, open_log, stage
     from serving.publish import WORK, only_builder, staging
-    from serving.reembedding import Reembedding
+    from serving.reembedding import Reembedding, kept_width
     from serving.staged_snapshot import StagedSnapshot
 
     if not given.count:
@@ -42,13 +42,15 @@ def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_ve
     embed = Reembedding(out, lambda: runtime, discard_vectors)
     with only_builder(out), staging(out) as directory:
         with ExitStack() as stack:
-            staged = stack.enter_context(closing(StagedSnapshot(directory, runtime.embedding_dim)))
+            staged = stack.enter_context(closing(StagedSnapshot(directory, kept_width(runtime))))
             log = stack.enter_context(closing(open_log(out)))
             former = newest_readable(out, log)
             if former is not None:
                 stack.enter_context(closing(former))
             sequence = stage(staged, former, log, runtime.fingerprint, only_online=True, embed=embed)
-            rows = console.progress(_staged(given, staged, report), "reading vectors", given.count, unit="rows")
+            rows = console.progress(
+                _staged(runtime, given, staged, report), "reading vectors", given.count, unit="rows"
+            )
             staged.add(rows, below=True)
             report.indexed = staged.finish()
         publish_staged(runtime, out, report, BuildSettings(), embed, sequence, former.name if former else None)
@@ -57,10 +59,12 @@ def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_ve
     return report
 
 
-def _staged(given: VectorFile, staged: StagedSnapshot, report: BuildReport) -> Iterator[CatalogEntry]:
+def _staged(runtime: Runtime, given: VectorFile, staged: StagedSnapshot, report: BuildReport) -> Iterator[CatalogEntry]:
     """Stage the vectors; their entries one by one."""
+    from serving.reembedding import kept_vectors
+
     for entries, vectors in given:
-        staged.add_vectors(vectors)
+        staged.add_vectors(kept_vectors(runtime, vectors))
         report.readable += len(entries)
         yield from entries
 

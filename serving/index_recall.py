@@ -62,18 +62,24 @@ def index_recall(index: VectorIndex, exact: VectorIndex, queries: np.ndarray, k:
 
 
 def build_verified(
-    vectors: np.ndarray, text_queries: np.ndarray, path: Path, kind: str | None = None, tuning: Tuning | None = None
+    vectors: np.ndarray,
+    text_queries: np.ndarray,
+    path: Path,
+    kind: str | None = None,
+    tuning: Tuning | None = None,
+    embedding_dim: int | None = None,
 ) -> dict[str, Any]:
     """Build a FAISS index over `vectors` (N, D), save it to `path`, and return its certificate as JSON.
 
     What is measured is the file as a server will load it, on a sample of images and on `text_queries` (Q, D), which may
     be empty; of many, most are learned from and a sample is measured. An approximate index below `INDEX_RECALL_FLOOR`
-    gives way to an exact one; `SnapshotError` when even that disagrees with the reference.
+    gives way to an exact one; `SnapshotError` when even that disagrees with the reference. What of a vector has unit
+    length are its first `embedding_dim` components, or all.
     """
     tuning = tuning or Tuning(kind or default_kind(len(vectors)), SearchSettings())
-    certificate = _build_and_measure(vectors, text_queries, path, tuning)
+    certificate = _build_and_measure(vectors, text_queries, path, tuning, embedding_dim)
     if certificate.worst < INDEX_RECALL_FLOOR and certificate.kind != "Flat":
-        certificate = _build_and_measure(vectors, text_queries, path, Tuning("Flat", SearchSettings()))
+        certificate = _build_and_measure(vectors, text_queries, path, Tuning("Flat", SearchSettings()), embedding_dim)
     floor = 1.0 if certificate.kind == "Flat" else INDEX_RECALL_FLOOR
     if certificate.worst < floor:
         raise SnapshotError(
@@ -90,11 +96,13 @@ def load_certified(path: Path, vectors: np.ndarray, index: Mapping[str, Any]) ->
     return FaissIndex.load(path, vectors, index["kind"], None if search == SearchSettings() else search)
 
 
-def _build_and_measure(vectors: np.ndarray, text_queries: np.ndarray, path: Path, tuning: Tuning) -> Certificate:
+def _build_and_measure(
+    vectors: np.ndarray, text_queries: np.ndarray, path: Path, tuning: Tuning, embedding_dim: int | None
+) -> Certificate:
     held_out = np.zeros(len(text_queries), np.bool_)
     held_out[np.linspace(0, len(text_queries) - 1, min(SAMPLE, len(text_queries))).astype(int)] = True
     measured, learned = text_queries[held_out], text_queries[~held_out]
-    FaissIndex.build(vectors, tuning.kind, queries=learned).save(path)
+    FaissIndex.build(vectors, tuning.kind, queries=learned, embedding_dim=embedding_dim).save(path)
     tuned = tuning.search != SearchSettings()
     index = FaissIndex.load(path, vectors, tuning.kind, tuning.search if tuned else None)
     exact = ExactIndex(vectors)

@@ -96,7 +96,7 @@ def _check_current(index: Path) -> None:
 def _check_snapshot(index: Path, name: str) -> None:
     with closing(open_snapshot(index, name=name)) as snapshot:
         if len(snapshot.vectors):
-            check_vectors(snapshot.vectors)
+            check_vectors(snapshot.vectors, snapshot.manifest.dimension)
         if (found := found_themselves(snapshot)) < 1:
             raise UserError("images that find themselves", f"{found:.0%} of a sample", "rebuild the index")
         _check_order(snapshot)

@@ -119,9 +119,14 @@ class MilvusStore:
         """D."""
         return self._described["dimension"]
 
+    @property
+    def corrected(self) -> bool:
+        """Whether images have offsets."""
+        return self._described["corrected"]
+
     def apply(self, changes: Sequence[Change], key: str = "") -> Receipt:
         """See `VectorStore.apply`, and the module for what is different."""
-        encode_changes(changes, key, self.dimension)  # refuses what no store takes
+        encode_changes(changes, key, self.dimension, self.corrected)  # refuses what no store takes
         if key or any(change.if_version is not None for change in changes):
             raise QueryError(
                 "key" if key else "if_version", "none, in Milvus", "one", "leave it out, or use an embedded index"
@@ -131,7 +136,9 @@ class MilvusStore:
         first = self._next(len(changes))
         versions = tuple(range(first, first + len(changes)))
         last = {change.image_id: (change, version) for change, version in zip(changes, versions, strict=True)}
-        rows = [_row(change, version) for change, version in last.values() if isinstance(change, Upsert)]
+        rows = [
+            _row(change, version, self.corrected) for change, version in last.values() if isinstance(change, Upsert)
+        ]
         gone = [change.image_id for change, _ in last.values() if isinstance(change, Delete)]
         with _refusals(self.name):
             for start in range(0, len(rows), BATCH):
@@ -183,10 +190,18 @@ class MilvusView:
         )
 
     def search(
-        self, queries: np.ndarray, k: int, where: Filter | None = None, *, exact: bool = False
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: Filter | None = None,
+        *,
+        exact: bool = False,
+        by_text: bool = False,
     ) -> list[list[Found]]:
         """See `StoreView.search`; what Milvus proposes is scored again here, on float16 as everywhere."""
         queries = check_queries(queries, self._described["dimension"], k)
+        if self._described["corrected"]:
+            queries = np.column_stack([queries, np.full(len(queries), by_text, np.float32)])
         if exact and self._described["kind"] != "FLAT":
             raise QueryError("exact", "an index of kind FLAT", self._described["kind"], "search without exact")
         with _refusals(self._name):
@@ -212,7 +227,8 @@ class MilvusView:
             if image_id not in rows:
                 raise ImageNotFound(image_id)
         dimension = self._described["dimension"]
-        return np.array([rows[image_id] for image_id in image_ids], np.float32).reshape(len(image_ids), dimension)
+        kept = [rows[image_id][:dimension] for image_id in image_ids]
+        return np.array(kept, np.float32).reshape(len(image_ids), dimension)
 
     def page(self, after: str, limit: int, where: Filter | None = None) -> list[StoredImage]:
         """See `StoreView.page`."""
@@ -242,9 +258,9 @@ def check_reachable(address: str) -> None:
 def publish(address: str, images: Iterable[Upsert], described: dict[str, Any]) -> str:
     """Fill a new collection, and let the alias name it; the former collection is kept for a way back, older ones go.
 
-    `described` holds the model's `model_fingerprint` and `model_name`, the `dimension` and the `source`. The
-    address's `kind` is Milvus's index type: FLAT compares with every vector, HNSW, IVF_FLAT and AUTOINDEX do not.
-    Returns the collection.
+    `described` holds the model's `model_fingerprint` and `model_name`, the `dimension`, whether images are `corrected`
+    by their offsets, and the `source`. The address's `kind` is Milvus's index type: FLAT compares with every vector,
+    HNSW, IVF_FLAT and AUTOINDEX do not. Returns the collection.
     """
     where = MilvusAddress.parse(address)
     with _refusals(where.uri):
@@ -256,7 +272,7 @@ def publish(address: str, images: Iterable[Upsert], described: dict[str, Any]) -
             _create(client, collection, told)
             rows: list[dict[str, Any]] = []
             for image in images:
-                rows.append(_row(image, BATCH_VERSION))
+                rows.append(_row(image, BATCH_VERSION, described["corrected"]))
                 if len(rows) == BATCH:
                     client.insert(collection, rows)
                     rows = []
@@ -279,7 +295,7 @@ def _create(client: MilvusClient, collection: str, described: dict[str, Any]) ->
 
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("image_id", DataType.VARCHAR, max_length=4_096, is_primary=True)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=described["dimension"])
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=described["dimension"] + described["corrected"])
     schema.add_field("digest", DataType.VARCHAR, max_length=64)
     schema.add_field("location", DataType.VARCHAR, max_length=_MAX_BYTES)
     for name in ("captions", FIELD):
@@ -301,10 +317,11 @@ def _create_indexed(client: MilvusClient, collection: str, schema: Any, kind: st
     client.create_collection(collection, schema=schema, index_params=index, consistency_level="Strong")
 
 
-def _row(image: Upsert, version: int) -> dict[str, Any]:
+def _row(image: Upsert, version: int, corrected: bool) -> dict[str, Any]:
+    vector = np.append(image.vector, -image.offset) if corrected else np.asarray(image.vector)
     return {
         "image_id": image.image_id,
-        "vector": np.asarray(image.vector, np.float16).astype(np.float32).tolist(),
+        "vector": vector.astype(np.float16).astype(np.float32).tolist(),
         "digest": image.digest,
         "location": image.location,
         "captions": list(image.captions),

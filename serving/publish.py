@@ -67,8 +67,8 @@ def staging(index: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def index_staged(staged: Path, queries: np.ndarray, tuning: Tuning | None = None) -> dict[str, Any]:
-    """Write the columns of the staged attributes, and the search index, measured on `queries` (Q, D), if there are any.
+def index_staged(staged: Path, queries: np.ndarray, dimension: int, tuning: Tuning | None = None) -> dict[str, Any]:
+    """Write the columns of the staged attributes, and the search index, measured on `queries` (Q, W), if there are any.
 
     Returns the index's certificate as JSON; see `index_recall.build_verified`.
     """
@@ -79,7 +79,8 @@ def index_staged(staged: Path, queries: np.ndarray, tuning: Tuning | None = None
         write_columns(staged / COLUMNS, (entry.attributes for entry in catalog))
     if not len(vectors):
         return {"kind": "none"}
-    return build_verified(vectors, queries.astype(np.float16).astype(np.float32), staged / FAISS, tuning=tuning)
+    queries = queries.astype(np.float16).astype(np.float32)
+    return build_verified(vectors, queries, staged / FAISS, tuning=tuning, embedding_dim=dimension)
 
 
 def publish(index: Path, staged: Path, manifest: Manifest, embed: Embed | None = None) -> str:
@@ -134,6 +135,7 @@ def found_themselves(snapshot: Snapshot) -> float:
         return 1.0
     rows = np.unique(np.linspace(0, len(snapshot.vectors) - 1, SAMPLE).astype(int))
     vectors = np.asarray(snapshot.vectors[rows], np.float32)
+    vectors[:, snapshot.manifest.dimension :] = 0  # images ask for one another without offsets
     scores, _ = snapshot.index.search(vectors, 1)
     return float((scores[:, 0] >= np.einsum("bd,bd->b", vectors, vectors) - ROUNDING).mean())
 

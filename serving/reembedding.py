@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 BATCH = 32
 
 
+def kept_vectors(runtime: Runtime, embeddings: np.ndarray) -> np.ndarray:
+    """What a snapshot keeps of images with these embeddings (B, D): (B, D), or (B, D + 1) with their offsets."""
+    return embeddings if runtime.hubness is None else runtime.hubness.searched(embeddings)
+
+
+def kept_width(runtime: Runtime) -> int:
+    """How many numbers `kept_vectors` gives for an image."""
+    return runtime.embedding_dim + (runtime.hubness is not None)
+
+
 class Reembedding:
     """Embeds the images of entries anew. `discard` gives up those whose image is not at hand, else they are an error.
 
@@ -31,7 +41,7 @@ class Reembedding:
         self._index, self._load, self._discard = index, load, discard
 
     def __call__(self, entries: Sequence[CatalogEntry]) -> list[np.ndarray | None]:
-        """A vector (D,) float32 for each entry, None for one that is given up.
+        """What a snapshot keeps, (W,) float32, for each entry, None for one that is given up.
 
         `SourceError` tells how many images are not at hand, before anything is embedded.
         """
@@ -59,5 +69,5 @@ class Reembedding:
             pixels = [load_pixels(file.read_bytes(), self._runtime.preprocessing) for file in found]
         except ImageError as error:
             raise SourceError("images that decode", f"{error}", "delete the image, or give it another one") from error
-        embedded = iter(self._runtime.embed_pixels(np.stack(pixels)) if pixels else ())
+        embedded = iter(kept_vectors(self._runtime, self._runtime.embed_pixels(np.stack(pixels))) if pixels else ())
         return [None if file is None else next(embedded) for file in files]

@@ -124,7 +124,8 @@ class SearchEngine:
             raise QueryError("min_score", "a finite number", str(min_score), "use a number from -1 to 1, or none")
         where = await self._in_worker(lambda: parse(filter_text), deadline) if filter_text.strip() else None
         vector = await self._vector(query, deadline)
-        return await self._in_worker(lambda: self._find(vector, k, min_score, where), deadline)
+        by_text = isinstance(query, TextQuery)
+        return await self._in_worker(lambda: self._find(vector, k, min_score, where, by_text), deadline)
 
     async def embed_texts(self, texts: Sequence[str], deadline: float | None = None) -> np.ndarray:
         """Embeddings (B, D) float32 of 1 to 256 texts."""
@@ -181,9 +182,11 @@ class SearchEngine:
         with self.store.view() as view:
             return view.vectors([image_id])[0]
 
-    def _find(self, vector: np.ndarray, k: int, min_score: float | None, where: Filter | None) -> SearchAnswer:
+    def _find(
+        self, vector: np.ndarray, k: int, min_score: float | None, where: Filter | None, by_text: bool
+    ) -> SearchAnswer:
         with self.store.view() as view:
-            (found,) = view.search(vector[np.newaxis], k, where)
+            (found,) = view.search(vector[np.newaxis], k, where, by_text=by_text)
             found = [hit for hit in found if min_score is None or hit.score >= min_score]
             images = view.get([hit.image_id for hit in found])
             hits = [

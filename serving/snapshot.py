@@ -4,7 +4,7 @@
     INDEX/snapshots/NAME/manifest.json   what it holds, for which model, and the digest of every other file
     INDEX/snapshots/NAME/catalog.sqlite  ids, captions and attributes by row, rows in the order of the ids
     INDEX/snapshots/NAME/columns.arrow   attributes by value, for filters
-    INDEX/snapshots/NAME/vectors.npy     embeddings (N, D) float16, memory-mapped by readers
+    INDEX/snapshots/NAME/vectors.npy     embeddings (N, D) float16, memory-mapped by readers; (N, D + 1) with offsets
     INDEX/snapshots/NAME/queries.npy     embeddings (Q, D) float16 of texts, by which the index and its successors are
                                          measured; Q may be 0
     INDEX/snapshots/NAME/index.faiss     the search index over the vectors; absent when there are none
@@ -65,8 +65,14 @@ class Manifest:
     sequence: int
     former: str | None = None  # the snapshot that was live before
     directory: str = ""  # where relative paths in `source` begin
+    corrected: bool = False  # whether each vector is followed by minus the image's offset (`dual_encoder.hubness`)
     metric: str = METRIC
     format_version: int = FORMAT_VERSION
+
+    @property
+    def width(self) -> int:
+        """How many numbers are kept of an image: its embedding, and its offset if it has one."""
+        return self.dimension + self.corrected
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +82,8 @@ class Snapshot:
     name: str
     path: Path
     manifest: Manifest
-    vectors: np.ndarray  # (N, D) float16, rows of unit length
-    queries: np.ndarray  # (Q, D) float16
+    vectors: np.ndarray  # (N, W) float16: an embedding of unit length, and minus its offset if it has one
+    queries: np.ndarray  # (Q, W) float16
     catalog: Catalog
     index: VectorIndex | None  # None when there are no vectors
     _held: contextlib.ExitStack = field(repr=False)
@@ -212,7 +218,7 @@ def _load(path: Path, manifest: Manifest, held: contextlib.ExitStack) -> Snapsho
     with contextlib.ExitStack() as opened:
         opened.push(held)
         vectors = np.load(path / VECTORS, mmap_mode="r", allow_pickle=False)
-        shape = (manifest.image_count, manifest.dimension)
+        shape = (manifest.image_count, manifest.width)
         if vectors.shape != shape or vectors.dtype != np.float16:
             raise _altered(path, f"{VECTORS} holds {vectors.dtype} {vectors.shape} instead of float16 {shape}")
         queries = np.load(path / QUERIES, allow_pickle=False)

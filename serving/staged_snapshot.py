@@ -127,10 +127,12 @@ class StagedSnapshot:
                 file.write(unordered[order[start : start + BLOCK_ROWS]].data)
 
 
-def staged_upserts(directory: Path) -> Iterator[Upsert]:
-    """What `finish` wrote, image by image in the order of their ids, for a store of another kind."""
+def staged_upserts(directory: Path, dimension: int) -> Iterator[Upsert]:
+    """What `finish` wrote, image by image in the order of their ids, for a store of another kind; `dimension` is D."""
     vectors = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
     with closing(Catalog(directory / CATALOG)) as catalog:
         for entry in catalog:
-            vector = np.asarray(vectors[entry.row])
-            yield Upsert(entry.image_id, vector, entry.digest, entry.location, entry.captions, entry.attributes)
+            kept = np.asarray(vectors[entry.row])
+            offset = -float(kept[dimension]) if len(kept) > dimension else 0.0
+            known = (entry.digest, entry.location, entry.captions, entry.attributes)
+            yield Upsert(entry.image_id, kept[:dimension], *known, offset=offset)

@@ -30,7 +30,7 @@ class EmbeddedView:
         self._delta, self._base = delta, delta.snapshot
         self.sequence = delta.sequence
         self._live = delta.live
-        self._vectors = delta.vectors[: delta.count]  # (S, D) float32, S slots
+        self._vectors = delta.vectors[: delta.count]  # (S, W) float32, S slots; see `Manifest.width`
         self._ended = delta.ended[: delta.count]
         self._base_alive = delta.base_alive
 
@@ -67,10 +67,18 @@ class EmbeddedView:
         )
 
     def search(
-        self, queries: np.ndarray, k: int, where: Filter | None = None, *, exact: bool = False
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: Filter | None = None,
+        *,
+        exact: bool = False,
+        by_text: bool = False,
     ) -> list[list[Found]]:
         """See `StoreView.search`."""
         queries = check_queries(queries, self._base.manifest.dimension, k)
+        if self._base.manifest.corrected:
+            queries = np.column_stack([queries, np.full(len(queries), by_text, np.float32)])
         base = self._search_base(queries, k, where, exact)
         above = self._search_slots(queries, k, where)
         return [
@@ -95,9 +103,9 @@ class EmbeddedView:
         for position, image_id in enumerate(image_ids):
             slot = self._delta.slot(image_id, self.sequence)
             if slot is None and image_id in rows:
-                result[position] = self._base.vectors[rows[image_id][0]]
+                result[position] = self._base.vectors[rows[image_id][0], : result.shape[1]]
             elif slot is not None and slot >= 0:
-                result[position] = self._vectors[slot]
+                result[position] = self._vectors[slot, : result.shape[1]]
             else:
                 raise ImageNotFound(image_id)
         return result

@@ -68,6 +68,7 @@ class Upsert:
     captions: tuple[str, ...] = ()
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     if_version: int | None = None
+    offset: float = 0.0  # what queries by text take off the image's score (`HubnessCorrection.offsets`)
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,18 @@ class StoreView(Protocol):
         """Where it came from and how it searches."""
 
     def search(
-        self, queries: np.ndarray, k: int, where: Filter | None = None, *, exact: bool = False
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: Filter | None = None,
+        *,
+        exact: bool = False,
+        by_text: bool = False,
     ) -> list[list[Found]]:
         """The `k` best images for each of `queries` (Q, D) float32 among those that `where` matches, best first.
 
         Fewer when fewer match. Equal scores stand in the order of their ids. `exact` compares with every vector.
+        Queries `by_text` take each image's offset off its score, where the model has a hubness correction.
         """
 
     def get(self, image_ids: Sequence[str]) -> list[StoredImage | None]:
@@ -171,6 +179,10 @@ class VectorStore(Protocol):
     @property
     def dimension(self) -> int:
         """D."""
+
+    @property
+    def corrected(self) -> bool:
+        """Whether images have offsets."""
 
     def apply(self, changes: Sequence[Change], key: str = "") -> Receipt:
         """Apply `changes` in their order, all or none; they are durable and visible to the next view on return.

@@ -19,23 +19,26 @@ from serving.vector_store import Upsert
 FINGERPRINT = "f1"
 
 
-def publish_batch(index: Path, images: Iterable[Upsert], dimension: int, replace_online: bool = False) -> str:
+def publish_batch(
+    index: Path, images: Iterable[Upsert], dimension: int, replace_online: bool = False, corrected: bool = False
+) -> str:
     """Publish what a batch job would of a source that holds `images`; return the snapshot's name."""
     index.mkdir(parents=True, exist_ok=True)
     images = list(images)
     with only_builder(index), staging(index) as directory, closing(open_log(index)) as log:
-        staged, former = StagedSnapshot(directory, dimension), newest_readable(index, log)
+        staged, former = StagedSnapshot(directory, dimension + corrected), newest_readable(index, log)
         sequence = stage(staged, former, log, FINGERPRINT, only_online=True)
         entries = [
             CatalogEntry(i.image_id, i.digest, i.location, i.captions, i.attributes, origin="a source") for i in images
         ]
         staged.add(entries, below=not replace_online)
-        staged.add_vectors(np.array([image.vector for image in images], np.float32).reshape(-1, dimension))
+        kept = [[*image.vector, *([-image.offset] if corrected else [])] for image in images]
+        staged.add_vectors(np.array(kept, np.float32).reshape(-1, dimension + corrected))
         count = staged.finish()
-        certificate = index_staged(directory, np.empty((0, dimension), np.float32))
+        certificate = index_staged(directory, np.empty((0, dimension + corrected), np.float32), dimension)
         manifest = Manifest(
             count, dimension, FINGERPRINT, "a model", "a source", [], certificate, datetime.now(UTC).isoformat(),
-            sequence, former.name if former else None,
+            sequence, former.name if former else None, corrected,
         )  # fmt: skip
         if former:
             former.close()

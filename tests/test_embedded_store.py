@@ -3,6 +3,7 @@ compacted or rolled back in between."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 import threading
@@ -17,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stored_index import FINGERPRINT, publish_batch
 from vector_store_contract import DIMENSION, INITIAL, VectorStoreContract, exact_answer, unit_vector, upsert
 
-from data.errors import FingerprintMismatch, SnapshotError
+from data.errors import FingerprintMismatch, QueryError, SnapshotError
 from serving.change_log import LOG, MARK, ChangeLog
 from serving.compaction import compact
 from serving.embedded_store import EmbeddedStore
@@ -56,6 +57,53 @@ class TestEmbeddedStore(VectorStoreContract):
     @pytest.fixture
     def opened(self, index):
         return lambda: EmbeddedStore.open(index, FINGERPRINT)
+
+
+class TestStoreWithOffsets(VectorStoreContract):
+    """A model with a hubness correction: whatever is not asked by text is as ever."""
+
+    @pytest.fixture
+    def opened(self, tmp_path):
+        initial = [dataclasses.replace(image, offset=0.01 * number) for number, image in enumerate(INITIAL)]
+        publish_batch(tmp_path / "index", initial, DIMENSION, corrected=True)
+        return lambda: EmbeddedStore.open(tmp_path / "index", FINGERPRINT)
+
+
+def test_queries_by_text_take_offsets_off_before_and_after_a_compaction(tmp_path):
+    index = tmp_path / "index"
+    images = {image.image_id: dataclasses.replace(image, offset=0.02 * n) for n, image in enumerate(INITIAL)}
+    publish_batch(index, images.values(), DIMENSION, corrected=True)
+    store = EmbeddedStore.open(index, FINGERPRINT)
+    changed = [upsert("new", 101, offset=0.9), upsert("img-001", 102, offset=0.05), upsert("low", 103, offset=-0.3)]
+    store.apply([*changed, Delete("img-002")])
+    images = {**images, **{image.image_id: image for image in changed}}
+    del images["img-002"]
+    query = unit_vector(5)
+    expected = {
+        name: float(np.float64(query) @ image.vector.astype(np.float16)) - float(np.float16(image.offset))
+        for name, image in images.items()
+    }
+    order = sorted(expected, key=lambda name: (-expected[name], name))
+
+    def check():
+        with store.view() as view:
+            for exact in (False, True):
+                (found,) = view.search(query[np.newaxis], 40, by_text=True, exact=exact)
+                assert [hit.image_id for hit in found] == order
+                np.testing.assert_allclose([hit.score for hit in found], [expected[name] for name in order], atol=1e-6)
+            (plain,) = view.search(query[np.newaxis], 40)
+            assert [hit.image_id for hit in plain] == [name for _, name in exact_answer(images, query, 40)]
+            assert view.vectors(["new", "img-005"]).shape == (2, DIMENSION)
+        return found, plain
+
+    before = check()
+    compact(index)
+    store.refresh()
+    assert check() == before
+    for offset in (1.5, float("nan")):
+        with pytest.raises(QueryError, match="hubness correction"):
+            store.apply([upsert("x", 1, offset=offset)])
+    store.close()
 
 
 def test_a_compaction_changes_no_answer_and_empties_the_log(index, store):

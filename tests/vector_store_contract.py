@@ -157,7 +157,7 @@ class VectorStoreContract:
             with pytest.raises(ImageNotFound, match="nobody"):
                 view.vectors(["img-002", "nobody"])
 
-    @pytest.mark.parametrize("where", FILTERS, ids=str)
+    @pytest.mark.parametrize("where", FILTERS, ids=lambda where: type(where).__name__)
     def test_a_filter_gives_what_the_reference_gives(self, store: VectorStore, where: Filter):
         changes = [upsert("img-004", 4), upsert("img-005", 50), upsert("x", 31), upsert("y", 32, attributes={})]
         store.apply([*changes, Delete("img-011")])

@@ -149,7 +149,7 @@ def _exact_answers(client: SearchClient, index: Path, questions: Sequence[Questi
     store = EmbeddedStore.open(index, client.status().model_revision, writable=False)
     queries = np.array(client.embed_texts([question.text for question in questions]), np.float32)
     with store.view() as view:
-        answers = [[hit.image_id for hit in found] for found in view.search(queries, k, exact=True)]
+        answers = [[hit.image_id for hit in found] for found in view.search(queries, k, exact=True, by_text=True)]
     store.close()
     return answers
 
