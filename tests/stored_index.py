@@ -38,7 +38,7 @@ def publish_batch(
         certificate = index_staged(directory, np.empty((0, dimension + corrected), np.float32), dimension)
         manifest = Manifest(
             count, dimension, FINGERPRINT, "a model", "a source", [], certificate, datetime.now(UTC).isoformat(),
-            sequence, former.name if former else None, corrected,
+            sequence, former.name if former else None, corrected=corrected,
         )  # fmt: skip
         if former:
             former.close()
