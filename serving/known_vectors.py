@@ -24,7 +24,6 @@ class KnownVectors:
         self._snapshot = snapshot if same_model else None
         model, start = log.model_number(fingerprint), snapshot.manifest.sequence if snapshot else log.pruned
         changes = log.after_for(start, model, or_as_it_is=True)
-        self._dimension = snapshot.manifest.dimension if snapshot else None  # without the offset that may follow
         self._changed = {c.digest: c.vector for c in changes if c.vector is not None and c.digest and c.model == model}
 
     def __call__(self, digest: str) -> np.ndarray | None:
