@@ -39,6 +39,8 @@ _COLUMNS = '"row", image_id, digest, location, captions, attributes, version, or
 # Ids in one statement.
 _AT_ONCE = 1_000
 
+_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False)
+
 # The origin of what a change put there; that of a batch job is the name of its source.
 ONLINE = "online"
 
@@ -231,12 +233,12 @@ def entry_columns(entry: StoredImage) -> tuple:
 
 def captions_json(captions: Sequence[str]) -> str:
     """Captions as they are stored."""
-    return json.dumps(list(captions), ensure_ascii=False)
+    return _JSON.encode(list(captions))
 
 
 def attributes_json(attributes: Mapping[str, AttributeValue]) -> str:
     """Attributes as they are stored."""
-    return json.dumps(attributes_to_json(attributes), ensure_ascii=False, sort_keys=True, allow_nan=False)
+    return _JSON.encode(attributes_to_json(attributes))
 
 
 def attributes_of_json(text: str) -> dict[str, AttributeValue]:

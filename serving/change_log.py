@@ -356,10 +356,9 @@ class ChangeLog:
 
 def checksum(change: LoggedChange) -> int:
     """CRC-32 of a change; it notices any altered bit."""
-    sequence, image_id, vector, *texts, model = change
-    deletion = vector is None
-    whole = "\0".join((str(sequence), image_id, *texts, str(model), str(deletion))).encode()
-    return zlib.crc32(whole, zlib.crc32(vector or b""))
+    sequence, image_id, vector, digest, location, captions, attributes, model = change
+    texts = f"{sequence}\0{model}\0{vector is None}\0{image_id}\0{digest}\0{location}\0{captions}\0{attributes}"
+    return zlib.crc32(texts.encode(), zlib.crc32(vector or b""))
 
 
 def damaged(path: Path, received: str) -> SnapshotError:

@@ -37,42 +37,54 @@ def encode_changes(changes: Sequence[Change], key: str, dimension: int, correcte
     """
     if len(key) > MAX_KEY_CHARACTERS or not is_unicode(key):
         raise QueryError("key", f"at most {MAX_KEY_CHARACTERS} characters", f"{len(key)}", "use a shorter key")
-    rows = tuple(_encode(change, dimension, corrected) for change in changes)
+    for change in changes:
+        if not 1 <= len(change.image_id) <= MAX_ID_CHARACTERS or not is_unicode(change.image_id):
+            expected = f"an id of 1 to {MAX_ID_CHARACTERS:,} characters of valid Unicode"
+            raise QueryError("image_id", expected, ascii(change.image_id)[:80], "use another id")
+    upserts = [change for change in changes if isinstance(change, Upsert)]
+    vectors = iter(_encode_vectors(upserts, dimension, corrected))
+    rows = tuple(
+        _encode(change, next(vectors)) if isinstance(change, Upsert) else LoggedChange(0, change.image_id, None)
+        for change in changes
+    )
     if_versions = tuple(change.if_version for change in changes)
     return ChangeRequest(rows, if_versions, key, _digest(rows, if_versions) if key else "")
 
 
-def _encode(change: Change, dimension: int, corrected: bool) -> LoggedChange:
-    image_id = change.image_id
-    if not 1 <= len(image_id) <= MAX_ID_CHARACTERS or not is_unicode(image_id):
-        raise QueryError(
-            "image_id",
-            f"an id of 1 to {MAX_ID_CHARACTERS:,} characters of valid Unicode",
-            ascii(image_id)[:80],
-            "use another id",
-        )
-    if not isinstance(change, Upsert):
-        return LoggedChange(0, image_id, None)
-    vector = np.asarray(change.vector)
-    if vector.shape != (dimension,):
-        raise QueryError(
-            "vector", f"{dimension} components", str(vector.shape), "use an embedding of the index's model"
-        )
-    stored = vector.astype(np.float16)
-    if not abs(np.linalg.norm(stored.astype(np.float32)) - 1) < UNIT_TOLERANCE:  # NaN too
-        raise QueryError("vector", "unit length", f"length {np.linalg.norm(vector)}", "divide it by its length")
-    if not abs(change.offset) <= 1:  # NaN too
-        raise QueryError("offset", "from -1 to 1", f"{change.offset}", "take it from the model's hubness correction")
+def _encode_vectors(upserts: Sequence[Upsert], dimension: int, corrected: bool) -> list[bytes]:
+    """The vectors of `upserts` as they are stored, checked all at once."""
+    for upsert in upserts:
+        if np.shape(upsert.vector) != (dimension,):
+            received = str(np.shape(upsert.vector))
+            raise QueryError("vector", f"{dimension} components", received, "use an embedding of the index's model")
+        if not abs(upsert.offset) <= 1:  # NaN too
+            expected, received = "from -1 to 1", f"{upsert.offset}"
+            raise QueryError("offset", expected, received, "take it from the model's hubness correction")
+    if not upserts:
+        return []
+    stored = np.array([upsert.vector for upsert in upserts]).astype(np.float16)
+    lengths = np.linalg.norm(stored.astype(np.float32), axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))  # also true for NaN
+    if len(wrong):
+        received = f"length {lengths[wrong[0]]} of {upserts[wrong[0]].image_id!r}"
+        raise QueryError("vector", "unit length", received, "divide it by its length")
     if corrected:
-        stored = np.append(stored, np.float16(-change.offset))
+        offsets = -np.array([upsert.offset for upsert in upserts], np.float64)
+        stored = np.column_stack([stored, offsets.astype(np.float16)])
+    data, size = stored.tobytes(), 2 * stored.shape[1]
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def _encode(change: Upsert, vector: bytes) -> LoggedChange:
     for name, value in change.attributes.items():
-        if not is_attribute(name) or not is_attribute(value):
+        if not is_attribute(value):
             raise QueryError("attributes", EXPECTED, f"{name!r} = {value!r}"[:200], "correct or remove the attribute")
-    for field in ("digest", "location", "captions"):
-        if not is_attribute(getattr(change, field)):
-            raise QueryError(field, "valid Unicode", ascii(getattr(change, field))[:200], "correct the text")
     captions, attributes = captions_json(change.captions), attributes_json(change.attributes)
-    return LoggedChange(0, image_id, stored.tobytes(), change.digest, change.location, captions, attributes)
+    row = LoggedChange(0, change.image_id, vector, change.digest, change.location, captions, attributes)
+    for field in ("digest", "location", "captions", "attributes"):
+        if not is_unicode(getattr(row, field)):
+            raise QueryError(field, "valid Unicode", ascii(getattr(row, field))[:200], "correct the text")
+    return row
 
 
 def _digest(rows: Sequence[LoggedChange], if_versions: Sequence[int | None]) -> str:

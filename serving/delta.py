@@ -3,6 +3,7 @@ knows no file and no lock."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from serving.catalog import attributes_of_json
 from serving.change_log import LoggedChange
 
 if TYPE_CHECKING:
+    from serving.filters import Filter
     from serving.snapshot import Snapshot
 
 _DELETED = -1
@@ -37,7 +39,8 @@ class Delta:
         self.vectors = np.empty((64, manifest.width), np.float32)
         self.ended = np.full(64, _NEVER, np.int64)  # the change by which a slot's image was replaced or deleted
         self.changes: list[LoggedChange] = []  # by slot, without their vectors
-        self.columns = GrowingColumns()  # attributes by slot
+        self._columns = GrowingColumns()  # attributes by slot, as far as a filter has asked for them
+        self._columns_lock = threading.Lock()
         self.history: dict[str, list[tuple[int, int]]] = {}  # image_id → (sequence, slot or _DELETED), in sequence
 
     def base_rows(self, image_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -72,8 +75,7 @@ class Delta:
                 before.append((change.sequence, _DELETED))
                 continue
             before.append((change.sequence, self.count))
-            self.changes.append(change._replace(vector=None))
-            self.columns.append(change.image_id, attributes_of_json(change.attributes))
+            self.changes.append(LoggedChange(*change[:2], None, *change[3:]))
             self.count += 1
             self.live += 1
         if replaced:
@@ -90,6 +92,13 @@ class Delta:
             if at <= sequence:
                 return slot
         return None
+
+    def slots_matching(self, where: Filter, count: int) -> np.ndarray:
+        """(count,) bool: which of the first `count` slots `where` matches."""
+        with self._columns_lock:
+            for change in self.changes[len(self._columns) : count]:
+                self._columns.append(change.image_id, attributes_of_json(change.attributes))
+        return self._columns.rows_matching(where, count)
 
     def _add_vectors(self, vectors: Sequence[bytes]) -> None:
         """Write the vectors of the next slots; readers of earlier ones may hold the arrays that are outgrown."""

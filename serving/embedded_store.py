@@ -237,7 +237,7 @@ class _Numbering:
                 if current != if_version:
                     return VersionConflict(row.image_id, if_version, current)
             sequence = self._last + len(rows) + 1
-            rows.append(row._replace(sequence=sequence, model=self._model))
+            rows.append(LoggedChange(sequence, *row[1:-1], self._model))
             versions[row.image_id] = 0 if row.vector is None else sequence
         self.rows += rows
         self._versions.update(versions)

@@ -152,7 +152,7 @@ class EmbeddedView:
         """Compare with every slot that is current, and that `where` matches."""
         slots = self._alive_slots
         if where is not None:
-            slots = slots[self._delta.columns.rows_matching(where, len(self._vectors))[slots]]
+            slots = slots[self._delta.slots_matching(where, len(self._vectors))[slots]]
         k = min(k, len(slots))
         if not k:
             return [[] for _ in queries]

@@ -139,7 +139,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 def test_a_build_on_a_full_disk_says_where_and_goes_on_when_there_is_room(chain: Chain, uninterrupted, small_disk):
-    index = small_disk(10_000_000) / "index"
+    index = small_disk(400_000_000) / "index"
     shutil.copytree(chain.index, index)
     live = current_name(index)
     vectors = uninterrupted[0].nbytes  # float16; a shard has twice that, and some of its own
@@ -157,7 +157,7 @@ def test_a_build_on_a_full_disk_says_where_and_goes_on_when_there_is_room(chain:
         assert "run the same command again" in said.errors
         assert current_name(index) == live
         content(chain, index)
-    small_disk(10_000_000)
+    small_disk(400_000_000)
     assert go_on(chain, index) == shards(chain)
     np.testing.assert_array_equal(content(chain, index)[0], uninterrupted[0])
 
