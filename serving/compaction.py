@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,39 @@ from pathlib import Path
 
 from data.errors import SnapshotError
 
+_log = logging.getLogger(__name__)
+
 
 def start_compaction(index: Path) -> subprocess.Popen[bytes]:
     """Start `compact` in a process of its own at the lowest priority, so that no search waits for it."""
     return subprocess.Popen([sys.executable, "-m", "serving.manage", "compact", "--gently", str(index)])
+
+
+class BackgroundCompaction:
+    """Starts a compaction, one at a time, whenever `after` changes stand above the snapshot."""
+
+    def __init__(self, index: Path, after: int) -> None:
+        self._index, self._after = index, after
+        self._job: subprocess.Popen[bytes] | None = None
+        self._due, self._seen = after, 0
+
+    def look(self, changes: int) -> None:
+        """Start one if `changes` above the snapshot are enough; cheap, for after every commit."""
+        taken_over, self._seen = changes < self._seen, changes
+        if self._job is None:
+            if changes >= self._due:
+                self._job = start_compaction(self._index)
+        elif self._job.poll() and self._job.returncode:
+            _log.warning("a compaction of %s failed; the next one follows later", self._index)
+            self._job, self._due = None, changes + self._after
+        elif taken_over:
+            self._job, self._due = None, self._after
+
+    def close(self) -> None:
+        """Stop a compaction that is under way; the index stays as it is."""
+        if self._job is not None and self._job.poll() is None:
+            self._job.terminate()
+            self._job.wait()
 
 
 def compact(index: Path) -> str:

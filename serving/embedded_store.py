@@ -18,6 +18,7 @@ from data.durable import only_process
 from data.errors import UserError
 from serving.change_log import ChangeLog, KeptKey, LoggedChange, damaged
 from serving.change_request import ChangeRequest, encode_changes
+from serving.compaction import BackgroundCompaction
 from serving.delta import Delta
 from serving.group_commit import GroupCommitter
 from serving.snapshot import CURRENT, SNAPSHOTS, Snapshot, current_name, open_snapshot, read_manifest, snapshot_names
@@ -53,16 +54,24 @@ class EmbeddedStore:
         self._state = _State(snapshot, EmbeddedView(self._delta))
         self._seen = self._allowed_at = _identity(index)
         self._loading: threading.Thread | None = None
+        self._compaction: BackgroundCompaction | None = None
         self._committer = GroupCommitter(self._commit) if log.writable else None
 
     @classmethod
     def open(
-        cls, index: Path, fingerprint: str | None = None, *, bundle: str = "BUNDLE", writable: bool = True
+        cls,
+        index: Path,
+        fingerprint: str | None = None,
+        *,
+        bundle: str = "BUNDLE",
+        writable: bool = True,
+        compact_after: int | None = None,
     ) -> EmbeddedStore:
         """Open the index at `index`, every digest and every change checked.
 
         `SnapshotError` when a file is missing or altered; `FingerprintMismatch` when it is not that of the model with
         `fingerprint`, with the command that builds it again with `bundle`; `StoreReadOnly` when another process writes.
+        With `compact_after`, that many changes above the snapshot start a compaction in a process of its own.
         """
         with ExitStack() as held, ExitStack() as opened:
             if writable and index.is_dir():
@@ -80,6 +89,8 @@ class EmbeddedStore:
             store = cls(index, snapshot, log)
             opened.pop_all()
             store._held = held.pop_all()
+            if writable and compact_after:
+                store._compaction = BackgroundCompaction(index, compact_after)
         store._prune()
         return store
 
@@ -111,6 +122,8 @@ class EmbeddedStore:
         """See `VectorStore.close`. Views that are held stay readable."""
         if self._committer is not None:
             self._committer.close()
+        if self._compaction is not None:
+            self._compaction.close()
         while (loading := self._loading) is not None:
             loading.join()
         with self._lock:
@@ -128,7 +141,10 @@ class EmbeddedStore:
                 self._log.append(numbering.rows, list(numbering.keys.values()), self._check_model)
                 self._delta.apply(numbering.rows, numbering.base_rows)
                 self._state.view = EmbeddedView(self._delta)
-            return results
+        if self._compaction is not None:
+            self._follow()
+            self._compaction.look(self._state.view.changes)
+        return results
 
     def _check_model(self) -> None:
         """Refuse to append when another model's snapshot is live; publishing one holds writers back (`publish`)."""

@@ -131,6 +131,20 @@ def test_a_compaction_changes_no_answer_and_empties_the_log(index, store):
     log.close()
 
 
+def test_enough_changes_start_a_compaction_by_themselves(index):
+    first = current_name(index)
+    store = EmbeddedStore.open(index, compact_after=50)
+    number = 0
+    while True:
+        store.apply([upsert(f"new-{number % 70:02}", number)])
+        number += 1
+        with store.view() as view:
+            if view.snapshot != first:
+                break
+    assert len(contents(store)) == len(INITIAL) + min(number, 70)
+    store.close()
+
+
 def test_changes_during_a_compaction_stand_above_it(index, store, monkeypatch):
     import serving.publish
 
