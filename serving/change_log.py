@@ -63,6 +63,8 @@ MIGRATIONS = (
 KEPT_KEYS, KEPT_KEY_SECONDS = 1_000_000, 7 * 24 * 3600
 _FORGET_EVERY = 10_000  # changes between two looks for keys to forget
 
+_REFUSED = b"!"
+
 _SETTINGS = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
@@ -100,10 +102,10 @@ class ChangeLog:
     Example: `ChangeLog.open(index, writable=True).append([LoggedChange(2, "a.jpg", None)])`.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, writable: bool) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, writable: bool, appending: bool) -> None:
         self.path, self.writable = path, writable
         self._connection = connection
-        self._mark = os.open(path.with_name(MARK), os.O_RDWR | os.O_CREAT, 0o644) if writable else None
+        self._mark = os.open(path.with_name(MARK), os.O_RDWR | os.O_CREAT, 0o644) if appending else None
         self._unfinished = False  # whether a transaction failed and may still stand in the WAL file
         self._forgotten_at = self.last = self._last_stored()
 
@@ -124,10 +126,10 @@ class ChangeLog:
         sync_path(index)
 
     @classmethod
-    def open(cls, index: Path, *, writable: bool) -> ChangeLog:
+    def open(cls, index: Path, *, writable: bool, appending: bool | None = None) -> ChangeLog:
         """Open the log of `index`; `SnapshotError` when it is absent, damaged, or of a later layout.
 
-        Every row's checksum is verified when it is read; `check` reads them all.
+        Who publishes may write but is not `appending` changes, which by default every writer is. Every row's checksum is verified when it is read; `check` reads them all.
         """
         path = index / LOG
         if not path.is_file():
@@ -142,6 +144,8 @@ class ChangeLog:
             )  # fmt: skip
             stack.callback(connection.close)
             (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if not version:
+                raise damaged(path, "a file without any layout")
             if version > len(MIGRATIONS):
                 raise SnapshotError(
                     f"a log of layout {len(MIGRATIONS)} or earlier in {path}",
@@ -151,23 +155,31 @@ class ChangeLog:
             if writable:
                 connection.executescript(_SETTINGS)
                 _migrate(connection, version)
-            log = cls(path, connection, writable)
-            stack.pop_all()
-        try:
+            log = cls(path, connection, writable, writable if appending is None else appending)
+            stack.callback(log.close)
             log.check_end()
-        except BaseException:
-            log.close()
-            raise
+            stack.pop_all()
         return log
 
     def check_end(self) -> None:
-        """`SnapshotError` when changes that were acknowledged are not there any more."""
-        try:
-            mark = int(self.path.with_name(MARK).read_bytes() or b"0")
-        except (OSError, ValueError):
-            mark = 0  # it only ever tells more
-        if mark > self.last:
-            raise damaged(self.path, f"{self.last:,} changes where {mark:,} were acknowledged")
+        """`SnapshotError` when changes that were acknowledged are not there any more; forgets those that were refused.
+
+        A transaction whose flush failed may stand in the file complete, and would come alive when the process died
+        before it could empty the file.
+        """
+        mark = None
+        while mark != (mark := self._read_mark()):  # a writer may be at work: both are of one moment
+            self.last = self._last_stored()
+        acknowledged, refused = mark
+        if acknowledged > self.last:
+            raise damaged(self.path, f"{self.last:,} changes where {acknowledged:,} were acknowledged")
+        if refused and acknowledged < self.last:
+            self.last = acknowledged
+            if self._mark is not None:
+                with self._transaction():
+                    self._connection.execute("DELETE FROM changes WHERE sequence > ?", (acknowledged,))
+                    self._connection.execute("DELETE FROM keys WHERE sequence > ?", (acknowledged,))
+                self._write_mark()
 
     def model_number(self, fingerprint: str) -> int:
         """The number that stands for a model in the log; it gets one at its first change."""
@@ -224,9 +236,12 @@ class ChangeLog:
             pruned = self.pruned
             if sequence < pruned:
                 raise damaged(self.path, f"changes from {pruned + 1:,} on where those from {expected:,} are needed")
+            acknowledged, refused = self._read_mark()
             statement = f"SELECT {_COLUMNS}, checksum FROM changes WHERE sequence > ? ORDER BY sequence"
             for *columns, stored in self._connection.execute(statement, (sequence,)):
                 change = LoggedChange(*columns)
+                if refused and change.sequence > acknowledged:
+                    return
                 if change.sequence != expected or checksum(change) != stored:
                     raise damaged(self.path, f"change {expected:,} missing or altered")
                 expected += 1
@@ -265,7 +280,10 @@ class ChangeLog:
     @property
     def pruned(self) -> int:
         """The number up to which changes are no longer kept."""
-        return self._connection.execute("SELECT value FROM state WHERE name = 'pruned'").fetchone()[0]
+        found = self._connection.execute("SELECT value FROM state WHERE name = 'pruned'").fetchone()
+        if found is None:
+            raise damaged(self.path, "a log without its first number")
+        return found[0]
 
     @property
     def data_version(self) -> int:
@@ -331,8 +349,10 @@ class ChangeLog:
                 self._unfinished = True
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
-                with contextlib.suppress(sqlite3.Error, OSError):
+                try:
                     self._clear_failed()
+                except (sqlite3.Error, OSError):
+                    self._write_mark(refused=True)
                 raise
 
     def _clear_failed(self) -> None:
@@ -340,11 +360,20 @@ class ChangeLog:
         if self._unfinished:
             (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._unfinished = bool(busy)
+            self._write_mark(refused=self._unfinished)
 
-    def _write_mark(self) -> None:
+    def _read_mark(self) -> tuple[int, bool]:
+        """The last change that was acknowledged, and whether what follows it was refused."""
+        try:
+            text = self.path.with_name(MARK).read_bytes()
+            return int(text[:20] or b"0"), text[20:21] == _REFUSED
+        except (OSError, ValueError):
+            return 0, False  # it only ever tells more
+
+    def _write_mark(self, refused: bool = False) -> None:
         if self._mark is not None:
             with contextlib.suppress(OSError):
-                os.pwrite(self._mark, b"%020d" % self.last, 0)
+                os.pwrite(self._mark, b"%020d" % self.last + (_REFUSED if refused else b" "), 0)
 
     def _forget_keys(self, now: int) -> None:
         self._forgotten_at = self.last
@@ -383,7 +412,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
             raise damaged(path, f"what SQLite refuses: {error}") from error
         numbers = {
             sqlite3.SQLITE_FULL: errno.ENOSPC,

@@ -75,7 +75,8 @@ class Delta:
                 before.append((change.sequence, _DELETED))
                 continue
             before.append((change.sequence, self.count))
-            self.changes.append(LoggedChange(*change[:2], None, *change[3:]))
+            sequence, image_id, _, digest, location, captions, attributes, model = change
+            self.changes.append(LoggedChange(sequence, image_id, None, digest, location, captions, attributes, model))
             self.count += 1
             self.live += 1
         if replaced:

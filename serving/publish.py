@@ -180,7 +180,7 @@ def _make_live(index: Path, name: str, manifest: Manifest, embed: Embed | None) 
     except SnapshotError:
         former = None  # a damaged CURRENT is what this publication repairs
     content = f"{name}\n".encode()
-    with closing(ChangeLog.open(index, writable=True)) as log:
+    with closing(ChangeLog.open(index, writable=True, appending=False)) as log:
         model, done = log.model_number(manifest.model_fingerprint), manifest.sequence
         while True:
             done = _translate(log, done, model, embed)

@@ -16,6 +16,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,9 @@ def main() -> None:
                 if order["fail"]:
                     arm(*order["fail"])
                 work(Path(order["index"]), order["seed"])
-            finally:
-                os._exit(1)  # an error: nobody asked it to end
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)  # an error: nobody asked it to end
         print(f"child {child}", flush=True)
         _, status = os.waitpid(child, 0)
         print(f"ended {os.waitstatus_to_exitcode(status)}", flush=True)
