@@ -129,7 +129,8 @@ class ChangeLog:
     def open(cls, index: Path, *, writable: bool, appending: bool | None = None) -> ChangeLog:
         """Open the log of `index`; `SnapshotError` when it is absent, damaged, or of a later layout.
 
-        Who publishes may write but is not `appending` changes, which by default every writer is. Every row's checksum is verified when it is read; `check` reads them all.
+        Who publishes may write but is not `appending`, which by default every writer is. Every row's checksum is
+        verified when it is read; `check` reads them all.
         """
         path = index / LOG
         if not path.is_file():
