@@ -16,8 +16,8 @@ from data import console
 
 if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
-    from serving.build_index import BuildReport
     from serving.catalog import CatalogEntry
+    from serving.index_job import BuildReport
     from serving.staged_snapshot import StagedSnapshot
     from serving.vector_files import VectorFile
 
@@ -29,8 +29,8 @@ def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_ve
     `SourceError` for a row that cannot be taken; the live index then stays.
     """
     from data.errors import SourceError
-    from serving.build_index import BuildReport, BuildSettings, publish_staged
     from serving.carry_over import newest_readable, open_log, stage
+    from serving.index_job import BuildReport, BuildSettings, publish_staged
     from serving.publish import WORK, only_builder, staging
     from serving.reembedding import Reembedding, kept_width
     from serving.staged_snapshot import StagedSnapshot

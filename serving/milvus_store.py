@@ -8,6 +8,7 @@ calls, of which a crash may leave the first; changes that ask for a version, or 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -351,6 +352,8 @@ def _connect(uri: str) -> MilvusClient:
         from pymilvus import MilvusClient
     except ImportError:
         raise StoreUnreachable("the package pymilvus", "none", "pip install -r requirements-scale.txt") from None
+    # It prints a traceback for every refusal; what matters is in ours (`_refusals`).
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     return MilvusClient(uri)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from fakes import ColourRuntime, ListSource, colour_pair
 
 from data import console
-from serving.build_index import BuildSettings, build_index
+from serving.index_job import BuildSettings, build_index
 
 
 class TellingRuntime(ColourRuntime):

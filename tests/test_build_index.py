@@ -21,10 +21,10 @@ from data import digest_memo
 from data.errors import SnapshotError, SourceError
 from data.pairs import ImageBytes, ImageFile, ImageTextPair
 from data.splits import split_pairs
-from serving.build_index import BuildSettings, build_index
 from serving.embedded_store import EmbeddedStore
 from serving.embedding_job import EmbeddingJob
 from serving.exact_index import ExactIndex
+from serving.index_job import BuildSettings, build_index
 from serving.snapshot import current_name, open_snapshot
 from serving.vector_store import BATCH_VERSION, Upsert
 

@@ -14,8 +14,8 @@ from fakes import ColourRuntime, ImageBytes, ImageTextPair, ListSource, colour_p
 from server_process import ROOT, running
 
 from serving import client as client_module
-from serving.build_index import build_index
 from serving.client import SearchClient, ServiceError
+from serving.index_job import build_index
 
 HOSTILE = "\x1b[31m[bold]<script>[/x]\u202e " + "long " * 1_000
 

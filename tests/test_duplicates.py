@@ -13,10 +13,11 @@ from PIL import Image, ImageFilter
 
 import dual_encoder.runtime
 from data.sources import open_source
-from serving import build_index
+from serving import build_index, index_job
 from serving.duplicates import DuplicateCounts, report_duplicates
+from serving.index_job import BuildSettings
 
-SETTINGS = build_index.BuildSettings(shard_size=10)
+SETTINGS = BuildSettings(shard_size=10)
 
 
 def scene(seed: int) -> Image.Image:
@@ -49,7 +50,7 @@ def found(index: Path) -> dict:
 
 
 def test_copies_and_pictures_saved_again_are_listed_and_nothing_else(photos: Path, tmp_path: Path):
-    build_index.build_index(ColourRuntime(), open_source(f"folder:{photos}"), tmp_path / "index", SETTINGS)
+    index_job.build_index(ColourRuntime(), open_source(f"folder:{photos}"), tmp_path / "index", SETTINGS)
     counts = report_duplicates(tmp_path / "index")
     assert counts == DuplicateCounts(groups=1, copies=2, near=2)
     said = found(tmp_path / "index")
@@ -64,7 +65,7 @@ def test_copies_and_pictures_saved_again_are_listed_and_nothing_else(photos: Pat
 
 
 def test_where_pictures_are_not_at_hand_only_certain_embeddings_count(photos: Path, tmp_path: Path):
-    build_index.build_index(ColourRuntime(), open_source(f"folder:{photos}"), tmp_path / "index", SETTINGS)
+    index_job.build_index(ColourRuntime(), open_source(f"folder:{photos}"), tmp_path / "index", SETTINGS)
     for file in photos.iterdir():
         file.unlink()
     report_duplicates(tmp_path / "index")

@@ -26,10 +26,10 @@ from protos.imageretrieval.v1 import (
     search_service_pb2,
     search_service_pb2_grpc,
 )
-from serving.build_index import build_index
 from serving.client import SearchClient, ServiceError
 from serving.filters import Compare
 from serving.grpc_service import SERVICES
+from serving.index_job import build_index
 from serving.snapshot import current_name
 
 RUNTIME = ColourRuntime()

@@ -27,6 +27,7 @@ TOOLS = (
     "serving.client",
     "benchmarks.anchoring",
     "benchmarks.distillation",
+    "benchmarks.embedding_job",
     "benchmarks.training_quality",
     "benchmarks.training_speed",
     "tools.demo",

@@ -22,8 +22,8 @@ from dual_encoder.hubness import HubnessCorrection, as_served, asked, choose_cor
 from dual_encoder.metrics import ranks, unit
 from dual_encoder.runtime import Runtime
 from dual_encoder.training_data import CaptionTable
-from serving.build_index import build_index
 from serving.embedded_store import EmbeddedStore
+from serving.index_job import build_index
 from serving.search_engine import ImageIdQuery, SearchEngine, TextQuery
 from serving.vector_index import SearchHit
 

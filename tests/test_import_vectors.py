@@ -15,9 +15,9 @@ from fakes import ColourRuntime, ListSource
 import dual_encoder.runtime
 from data.errors import FingerprintMismatch, SourceError
 from serving import import_vectors
-from serving.build_index import BuildSettings, build_index
 from serving.embedded_store import EmbeddedStore
 from serving.export import export
+from serving.index_job import BuildSettings, build_index
 from serving.snapshot import current_name, open_snapshot
 from serving.sync import live_manifest
 from serving.vector_store import Delete

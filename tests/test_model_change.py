@@ -11,8 +11,8 @@ from fakes import ColourRuntime, ListSource, colour_pair, picture
 
 import serving.publish
 from data.errors import SourceError
-from serving.build_index import BuildSettings, build_index
 from serving.embedded_store import EmbeddedStore
+from serving.index_job import BuildSettings, build_index
 from serving.publish import roll_back
 from serving.reembedding import Reembedding
 from serving.uploaded_images import image_path, keep_image

@@ -10,10 +10,10 @@ import pytest
 from fakes import ColourRuntime, ListSource, picture
 
 from data.errors import QueryError
-from serving.build_index import build_index
 from serving.catalog import ImageNotFound
 from serving.embedded_store import EmbeddedStore
 from serving.exact_index import ExactIndex
+from serving.index_job import build_index
 from serving.search_engine import ImageIdQuery, ImageQuery, ImageRefused, SearchEngine, TextQuery, VectorQuery
 from serving.snapshot import open_snapshot
 

@@ -11,7 +11,7 @@ from fakes import ColourRuntime, ListSource
 
 from data.durable import digest_bytes
 from data.errors import FingerprintMismatch, SnapshotError
-from serving.build_index import BuildSettings, build_index
+from serving.index_job import BuildSettings, build_index
 from serving.publish import roll_back
 from serving.snapshot import CURRENT, SNAPSHOTS, current_name, open_snapshot
 
@@ -51,7 +51,7 @@ def test_opens_what_was_published(index):
 
 def test_other_users_may_read_what_was_published(published):
     files = [path for path in published.rglob("*") if path.is_file()]
-    beside = {"CURRENT", "LOCK", "report.json", "skipped.jsonl", "changes.sqlite", "changes.mark"}
+    beside = {"CURRENT", "LOCK", "report.json", "skipped.jsonl", "changes.sqlite"}
     assert {path.name for path in files} == {*FILES, *beside}
     assert all(path.stat().st_mode & 0o004 for path in files)
 
