@@ -21,8 +21,11 @@ BATCH = 32
 
 
 def kept_vectors(runtime: Runtime, embeddings: np.ndarray) -> np.ndarray:
-    """What a snapshot keeps of images with these embeddings (B, D): (B, D), or (B, D + 1) with their offsets."""
-    return embeddings if runtime.hubness is None else runtime.hubness.searched(embeddings)
+    """What a snapshot keeps of images with these embeddings (B, D): (B, D), or (B, D + 1) with their offsets.
+
+    An offset follows from the embedding as it is stored, so that an image that is known already has the same one.
+    """
+    return embeddings if runtime.hubness is None else runtime.hubness.searched(np.asarray(embeddings, np.float16))
 
 
 def kept_width(runtime: Runtime) -> int:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import ColourRuntime, ListSource, colour_pair, picture
+from fakes import COLOURS, ColourRuntime, ListSource, colour_pair, picture
 
 from data import digest_memo
 from data.errors import SnapshotError, SourceError
 from data.pairs import ImageBytes, ImageFile, ImageTextPair
 from data.splits import split_pairs
+from dual_encoder.hubness import HubnessCorrection
 from serving.embedded_store import EmbeddedStore
 from serving.embedding_job import EmbeddingJob
 from serving.exact_index import ExactIndex
@@ -222,6 +223,22 @@ def test_a_second_job_embeds_only_what_is_new_wherever_the_rest_has_moved(tmp_pa
     other = ColourRuntime(fingerprint="another")
     assert build_index(other, ListSource(moved, "second"), tmp_path, SMALL).known == 0
     assert other.embedded == 25
+
+
+def test_an_image_has_the_same_offset_whether_it_was_embedded_or_is_known(tmp_path):
+    runtime = ColourRuntime()
+    runtime.hubness = HubnessCorrection(runtime.embed_texts(list(COLOURS)).astype(np.float16), 0.5, 2)
+    pairs = [colour_pair(number) for number in range(30)]
+    kept = []
+    for count in (30, 29):  # another list of images, so that no shard is taken as it is
+        report = build_index(runtime, ListSource(pairs[:count], "colours"), tmp_path, SMALL)
+        snapshot = opened(tmp_path, runtime)
+        kept.append({entry.image_id: np.array(snapshot.vectors[entry.row]) for entry in snapshot.catalog})
+        snapshot.close()
+    assert report.known == 29
+    for image_id, vector in kept[1].items():
+        assert vector.shape == (9,)
+        np.testing.assert_array_equal(vector, kept[0][image_id])
 
 
 def test_an_image_that_was_changed_online_is_not_embedded_again(tmp_path):
