@@ -73,7 +73,7 @@ def make_index(index: Path, images: int) -> np.ndarray:
         staged.add(CatalogEntry(f"image-{n:08}", "", "", (f"picture {n}",), {"number": n}) for n in range(images))
         staged.add_vectors(vectors)
         staged.finish()
-        certificate = index_staged(directory, vectors[:64])
+        certificate = index_staged(directory, vectors[:64], DIMENSION)
         now = datetime.now(UTC).isoformat()
         manifest = Manifest(images, DIMENSION, "f", "random", "random", [], certificate, now, log.last)
         publish(index, directory, manifest)
