@@ -118,6 +118,7 @@ def test_the_weight_mixes_the_objective_with_the_divergence_and_shares_add_up(ob
     assert sum(parts) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_in_chunks_is_that_of_one_pass() -> None:
     image, text, _ = batch()
     setting = Distillation(NOBODY, 0.6, teacher_scale=12.0)
@@ -226,6 +227,7 @@ class Interrupting(WarmupCosine):
         return super().learning_rate(step, total_steps, validation_losses)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_very_same_bundle(
     data: str, teacher: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
