@@ -68,7 +68,7 @@ def kinds(rows: int, dimension: int) -> list[str]:
 
 
 def try_kinds(
-    vectors: np.ndarray, queries: np.ndarray, tried: Iterable[str], goal: Goal
+    vectors: np.ndarray, queries: np.ndarray, tried: Iterable[str], goal: Goal, embedding_dim: int | None = None
 ) -> tuple[list[Candidate], dict[str, list[Trial]]]:
     """Build each kind over `vectors` (N, D), choose its width on half of `queries` (Q, D), certify it on the rest.
 
@@ -85,7 +85,7 @@ def try_kinds(
     for kind in tried:
         console.say(f"building {kind}")
         start = time.perf_counter()
-        index = FaissIndex.build(vectors, kind, queries=learned)
+        index = FaissIndex.build(vectors, kind, queries=learned, embedding_dim=embedding_dim)
         seconds = time.perf_counter() - start
         wanted = min(1.0, goal.recall + MARGIN)
         trials[kind] = tune(index, searched[::2], tenth[::2], wanted)
@@ -175,9 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("tuning"), help=f"directory of {TUNING} and {PAGE}")
     options = parser.parse_args(argv)
     goal = Goal(options.recall, options.latency_ms, options.memory_share)
-    vectors, queries = _read(options)
+    vectors, queries, embedding_dim = _read(options)
     tried = options.kinds or kinds(*vectors.shape)
-    candidates, trials = try_kinds(vectors, queries, tried, goal)
+    candidates, trials = try_kinds(vectors, queries, tried, goal, embedding_dim)
     title = f"{len(vectors):,} vectors, queries that the search was not chosen on"
     rows = [_cells(candidate, goal) for candidate in candidates]
     console.print_table(title, COLUMNS, rows)
@@ -193,9 +193,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return console.EXIT_FAILED
 
 
-def _read(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (N, D), and queries (Q, D) float32 in an order without meaning."""
+def _read(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, int]:
+    """Vectors (N, W), queries (Q, W) float32 in an order without meaning, and D; W is D + 1 with offsets of images."""
     import numpy as np
+
+    from dual_encoder.hubness import asked
 
     texts: list[str] | None = None
     if options.queries != "captions" and not options.queries.endswith(".npy"):
@@ -204,12 +206,13 @@ def _read(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
         from serving.snapshot import open_snapshot
 
         snapshot = open_snapshot(options.index)
-        vectors = snapshot.vectors
+        vectors, embedding_dim = snapshot.vectors, snapshot.manifest.dimension
         if options.queries == "captions":
             texts = [caption for entry in snapshot.catalog for caption in entry.captions if caption.strip()]
         snapshot.close()
     else:
         vectors = np.load(options.vectors, mmap_mode="r", allow_pickle=False)
+        embedding_dim = vectors.shape[1]
     if texts is not None:
         queries = _embedded(texts, options.bundle)
     elif options.queries == "captions":
@@ -218,7 +221,9 @@ def _read(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
         queries = np.load(options.queries, allow_pickle=False).astype(np.float32)
     if len(queries) < FEWEST_QUERIES:
         raise SourceError(f"at least {FEWEST_QUERIES} queries", f"{len(queries)}", "give more texts")
-    return vectors, queries[np.random.default_rng(0).permutation(len(queries))]
+    if queries.shape[1] < vectors.shape[1]:  # images have offsets: texts ask with one more component
+        queries = asked(queries)
+    return vectors, queries[np.random.default_rng(0).permutation(len(queries))], embedding_dim
 
 
 def _embedded(texts: list[str], bundle: str | None) -> np.ndarray:
