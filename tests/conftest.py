@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,3 +79,12 @@ def served(chain: Chain) -> Iterator[Served]:
     """The real server on that model and index."""
     with chain.machine.server(chain.bundle, chain.index) as running:
         yield running
+
+
+@pytest.fixture
+def kept_streams() -> None:
+    """For tests of packages that set up logging anew, and thereby close every handler there is: that of absl, which
+    TensorFlow brings, would close the stream with it that pytest captures standard error by."""
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__

@@ -16,6 +16,8 @@ from serving.filters import And, Compare, Contains, Exists, Filter, In, Not, Or,
 from serving.milvus_filter import decode_attributes, encode_attributes
 from serving.milvus_store import ABOUT, MilvusAddress, MilvusStore, StoreUnreachable, publish
 
+pytestmark = pytest.mark.usefixtures("kept_streams")
+
 DESCRIBED = {"model_fingerprint": "c0104a", "model_name": "colours", "dimension": DIMENSION}
 DESCRIBED |= {"source": "colours:30", "corrected": False}
 

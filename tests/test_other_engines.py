@@ -19,6 +19,8 @@ from serving.ray_embedding import RayEmbeddingJob, RaySettings
 from serving.search_engine import TextQuery
 from serving.snapshot import open_snapshot
 
+pytestmark = pytest.mark.usefixtures("kept_streams")
+
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> ColourRuntime:

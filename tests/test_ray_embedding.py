@@ -18,7 +18,8 @@ from dual_encoder.runtime import Runtime
 from serving.embedding_job import EmbeddingJob
 from serving.ray_embedding import ClusterError, RayEmbeddingJob, RaySettings
 
-pytestmark = pytest.mark.slow  # Ray's own processes take half a minute to start
+# Ray's own processes take half a minute to start.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_streams")]
 
 IMAGES, SHARD = 60, 10
 
