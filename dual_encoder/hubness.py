@@ -68,9 +68,12 @@ class HubnessCorrection:
         return np.column_stack([np.asarray(images, np.float32), -self.offsets(images)])
 
 
-def asked(texts: np.ndarray) -> np.ndarray:
-    """Text embeddings (Q, D) as `HubnessCorrection.searched` images are compared with: (Q, D + 1), the last one 1."""
-    return np.column_stack([texts, np.ones(len(texts), np.float32)])
+def asked(queries: np.ndarray, by_text: bool = True) -> np.ndarray:
+    """Embeddings (Q, D) as `HubnessCorrection.searched` images are compared with: (Q, D + 1).
+
+    The last component is 1 for texts; for queries by image or vector it is 0, which leaves offsets out.
+    """
+    return np.column_stack([queries, np.full(len(queries), by_text, np.float32)])
 
 
 def as_served(

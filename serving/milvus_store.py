@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from data.errors import FingerprintMismatch, QueryError, SnapshotError, UserError
+from dual_encoder.hubness import asked
 from serving.catalog import ImageNotFound
 from serving.change_request import encode_changes
 from serving.exact_index import check_queries
@@ -202,7 +203,7 @@ class MilvusView:
         """See `StoreView.search`; what Milvus proposes is scored again here, on float16 as everywhere."""
         queries = check_queries(queries, self._described["dimension"], k)
         if self._described["corrected"]:
-            queries = np.column_stack([queries, np.full(len(queries), by_text, np.float32)])
+            queries = asked(queries, by_text)
         if exact and self._described["kind"] != "FLAT":
             raise QueryError("exact", "an index of kind FLAT", self._described["kind"], "search without exact")
         with _refusals(self._name):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dual_encoder.hubness import asked
 from serving.catalog import ImageNotFound, attributes_of_json, captions_of_json
 from serving.exact_index import ROUNDING, ExactIndex, best_of, check_queries
 from serving.filters import Filter, matches
@@ -78,7 +79,7 @@ class EmbeddedView:
         """See `StoreView.search`."""
         queries = check_queries(queries, self._base.manifest.dimension, k)
         if self._base.manifest.corrected:
-            queries = np.column_stack([queries, np.full(len(queries), by_text, np.float32)])
+            queries = asked(queries, by_text)
         base = self._search_base(queries, k, where, exact)
         above = self._search_slots(queries, k, where)
         return [
