@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
@@ -27,20 +28,19 @@ def peer_python(path: Path) -> Path:
 class PeerProcess:
     """A script of `benchmarks/peers` that waits for its turns.
 
-    It takes `settings` as JSON in its only argument, prints one JSON line about itself when it is ready, and then for
-    each line of standard input, a number of steps, one JSON line: the seconds they took. It ends when its input does.
+    It takes `settings` as a line of JSON on standard input, prints one JSON line about itself when it is ready, and then
+    for each further line of input, a number of steps, one JSON line: the seconds they took. It ends when its input does.
     """
 
     def __init__(self, python: Path, script: str, settings: dict[str, Any]) -> None:
-        command = [str(python), str(PEERS / script), json.dumps(settings)]
+        command = [str(python), str(PEERS / script)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._send(json.dumps(settings))
         self.about: dict[str, Any] = self._answer()
 
     def seconds(self, steps: int) -> float:
         """Seconds that `steps` steps take."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
+        self._send(str(steps))
         return self._answer()
 
     def close(self) -> None:
@@ -50,6 +50,12 @@ class PeerProcess:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # that it has ended shows where its answer is read
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None

@@ -4,6 +4,7 @@ trained model with its index once for all tests that need one."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -12,10 +13,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-from data.durable import CACHE_VARIABLE
+from data.durable import CACHE_VARIABLE, write_atomic
 from data.pairs import ImageTextPair
 from data.sources.openmoji import OpenMoji
 from serving.client import SearchClient
@@ -75,12 +76,12 @@ class Machine:
     environment: dict[str, str] = field(repr=False)
 
     @classmethod
-    def at(cls, home: Path) -> Machine:
-        """A machine whose users' files are in `home`; the cache is the one this test run shares."""
+    def at(cls, home: Path, who: str = "") -> Machine:
+        """A machine whose users' files are in `home`, used by `who`; the cache is the one this test run shares."""
         site = home / "site"
-        site.mkdir(parents=True)
-        shutil.copy(ROOT / "tests" / "refuse_network.py", site / "sitecustomize.py")
-        record = home / "refused-connections"
+        site.mkdir(parents=True, exist_ok=True)
+        write_atomic(site / "sitecustomize.py", (ROOT / "tests" / "refuse_network.py").read_bytes())
+        record = home / f"refused-connections{who}"
         record.touch()
         own = {"HOME": str(home), "PYTHONPATH": f"{site}:{ROOT}", "REFUSED_CONNECTIONS": str(record), "COLUMNS": "200"}
         cache = os.environ.get(CACHE_VARIABLE) or str(home / "cache")
@@ -89,7 +90,7 @@ class Machine:
     @property
     def refused_connections(self) -> str:
         """What commands tried to reach, a line each."""
-        return (self.home / "refused-connections").read_text()
+        return Path(self.environment["REFUSED_CONNECTIONS"]).read_text()
 
     def start(
         self,
@@ -166,13 +167,27 @@ class Chain:
     said: dict[str, Finished]  # by module
 
 
-def make_chain(home: Path) -> Chain:
+def shared_chain(directory: Path, worker: str) -> Chain:
+    """Make the chain in `directory`, or take it from there where another worker process has made it."""
+    home = directory / "chain"
+    machine, said = Machine.at(home, f"-{worker}"), home / "said.json"
+    with (directory / "chain.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if not said.exists():
+            _make_chain(home, machine, said)
+    return _chain_at(home, machine, {name: Finished(*ended) for name, ended in json.loads(said.read_text()).items()})
+
+
+def _chain_at(home: Path, machine: Machine, said: dict[str, Finished]) -> Chain:
+    pairs = {_name(pair): pair for pair in drawings()}
+    made = (home / name for name in ("pairs", "recipe.py", "model", "index", "metrics.json"))
+    return Chain(machine, pairs, *made, said)
+
+
+def _make_chain(home: Path, machine: Machine, said: Path) -> None:
     """Prepare, train, evaluate and index a few drawings by the real commands, each without any network."""
-    machine = Machine.at(home)
-    pairs = write_drawings(home / "drawings")
-    chain = Chain(
-        machine, pairs, home / "pairs", home / "recipe.py", home / "model", home / "index", home / "metrics.json", {}
-    )
+    write_drawings(home / "drawings")
+    chain = _chain_at(home, machine, {})
     chain.recipe.write_text(RECIPE)
     data, bundle = ("--data", chain.data), ("--bundle", chain.bundle)
     for module, *arguments in (
@@ -182,21 +197,22 @@ def make_chain(home: Path) -> Chain:
         ("serving.build_index", *bundle, *data, "--out", chain.index),
     ):
         chain.said[module] = machine.done(module, *arguments, own_network=True)
-    return chain
+    said.write_text(json.dumps({name: astuple(ended) for name, ended in chain.said.items()}))
 
 
-def write_drawings(directory: Path) -> dict[str, ImageTextPair]:
-    """Write some emoji as a JSONL data set, and return them by the ids they have there."""
+def write_drawings(directory: Path) -> None:
+    """Write some emoji as a JSONL data set."""
     (directory / "images").mkdir(parents=True)
-    pairs: dict[str, ImageTextPair] = {}
     with (directory / "captions.jsonl").open("w") as rows:
         for pair in drawings():
-            name = f"images/{pair.image_id.removeprefix('emoji/')}.png"
-            (directory / name).write_bytes(pair.image.read())
-            row = {"image": name, "captions": pair.captions, "group": pair.group}
+            (directory / _name(pair)).write_bytes(pair.image.read())
+            row = {"image": _name(pair), "captions": pair.captions, "group": pair.group}
             rows.write(json.dumps({**row, "attributes": {"emoji": pair.attributes["emoji"]}}) + "\n")
-            pairs[name] = pair
-    return pairs
+
+
+def _name(pair: ImageTextPair) -> str:
+    """The drawing's id in that data set, which is its file."""
+    return f"images/{pair.image_id.removeprefix('emoji/')}.png"
 
 
 def drawings() -> Iterator[ImageTextPair]:

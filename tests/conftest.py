@@ -67,11 +67,12 @@ def default_runtime() -> Runtime:
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """A small model, trained and indexed by the real commands."""
-    from chain import make_chain
+def chain(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Chain:
+    """A small model, trained and indexed by the real commands: once for all worker processes, so change only copies."""
+    from chain import shared_chain
 
-    return make_chain(tmp_path_factory.mktemp("chain"))
+    base = tmp_path_factory.getbasetemp()
+    return shared_chain(base if worker_id == "master" else base.parent, worker_id)
 
 
 @pytest.fixture(scope="session")

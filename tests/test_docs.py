@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain import ROOT, Chain, Served
+from chain import ROOT, Chain, link_copy
 from parity_inputs import write_published
 from published_backbones import write_presets, write_saved_models
 
@@ -39,9 +39,9 @@ def commands(document: str) -> list[str]:
 class Reader:
     """Somebody who types the documents' commands in a checkout where `make demo` has run."""
 
-    def __init__(self, directory: Path, chain: Chain, demo_address: str) -> None:
+    def __init__(self, directory: Path, chain: Chain) -> None:
         self.directory, self.chain = directory, chain
-        self.addresses = {DEMO_ADDRESS: demo_address}
+        self.addresses: dict[str, str] = {}
         self.servers: list[subprocess.Popen[str]] = []
         for name in PACKAGES:
             (directory / name).symlink_to(ROOT / name)
@@ -49,8 +49,9 @@ class Reader:
         demo = directory / "build" / "demo"
         demo.mkdir(parents=True)
         for name, target in (("pairs", chain.data), ("model", chain.bundle), ("index", chain.index)):
-            (demo / name).symlink_to(target)
+            link_copy(target, demo / name)  # commands change them
         self._write_own_data()
+        self._serve(f"python -m serving.server --index build/demo/index --address {DEMO_ADDRESS}")
 
     def _write_own_data(self) -> None:
         """A folder of photos, a table of pairs and a downloaded model, as the documents presume."""
@@ -123,9 +124,9 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(chain: Chain, served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def reader(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     """The reader, with the demonstration's server running."""
-    reader = Reader(tmp_path_factory.mktemp("checkout"), chain, served.client.address)
+    reader = Reader(tmp_path_factory.mktemp("checkout"), chain)
     yield reader
     reader.leave()
 
@@ -135,7 +136,8 @@ def takes_long(command: str) -> bool:
     return "-m benchmarks." in command and "--help" not in command
 
 
-LONGEST = ("README.md", "docs/models.md", "docs/training.md")  # each trains a model or more
+# Each trains a model or more, or builds several indexes.
+LONGEST = ("README.md", "docs/data.md", "docs/indexing.md", "docs/models.md", "docs/runtime.md", "docs/training.md")
 
 
 def quick_or_slow(document: str) -> Any:

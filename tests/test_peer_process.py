@@ -9,7 +9,7 @@ from data.errors import UserError
 
 PEER = """
 import json, sys
-settings = json.loads(sys.argv[1])
+settings = json.loads(sys.stdin.readline())
 print(json.dumps({"batch": settings["batch"]}), flush=True)
 for line in sys.stdin:
     if line == "13\\n":

@@ -22,7 +22,7 @@ import torch  # noqa: E402
 
 def main() -> None:
     """Get ready, then take turns until the input ends."""
-    settings = json.loads(sys.argv[1])
+    settings = json.loads(sys.stdin.readline())
     torch.set_num_threads(settings["threads"])
     step = folder(settings) if settings["contestant"] == "folder" else pixels(settings)
     step()

@@ -20,7 +20,7 @@ from open_clip.model import CLIP  # noqa: E402
 
 def main() -> None:
     """Get ready, then take turns until the input ends."""
-    settings = json.loads(sys.argv[1])
+    settings = json.loads(sys.stdin.readline())
     step = training_step(settings)
     for _ in range(2):  # compilation, caches, the optimizer's state
         loss = step()

@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 
 def main() -> None:
     """Get ready, then take turns until the input ends."""
-    settings = json.loads(sys.argv[1])
+    settings = json.loads(sys.stdin.readline())
     make = {"sentence_transformers": sentence_transformers, "onnxruntime": by_hand}[settings["contestant"]]
     encode, versions = make(settings)
     for _ in range(3):

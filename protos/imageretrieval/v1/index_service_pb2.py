@@ -23,21 +23,51 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from protos.imageretrieval.v1 import operation_service_pb2 as imageretrieval_dot_v1_dot_operation__service__pb2
+from protos.imageretrieval.v1 import search_service_pb2 as imageretrieval_dot_v1_dot_search__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%imageretrieval/v1/index_service.proto\x12\x11imageretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0fGetIndexRequest\";\n\x10GetIndexResponse\x12\'\n\x05index\x18\x01 \x01(\x0b\x32\x18.imageretrieval.v1.Index\"\xbc\x01\n\x05Index\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x13\n\x0bimage_count\x18\x02 \x01(\x03\x12\x11\n\tdimension\x18\x03 \x01(\x05\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x16\n\x0emodel_revision\x18\x06 \x01(\t\x12\x0e\n\x06source\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2c\n\x0cIndexService\x12S\n\x08GetIndex\x12\".imageretrieval.v1.GetIndexRequest\x1a#.imageretrieval.v1.GetIndexResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%imageretrieval/v1/index_service.proto\x12\x11imageretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)imageretrieval/v1/operation_service.proto\x1a&imageretrieval/v1/search_service.proto\"\x11\n\x0fGetIndexRequest\";\n\x10GetIndexResponse\x12\'\n\x05index\x18\x01 \x01(\x0b\x32\x18.imageretrieval.v1.Index\"\xe9\x02\n\x05Index\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x13\n\x0bimage_count\x18\x02 \x01(\x03\x12\x11\n\tdimension\x18\x03 \x01(\x05\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x16\n\x0emodel_revision\x18\x06 \x01(\t\x12\x0e\n\x06source\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\t\x12\x38\n\x0b\x63\x65rtificate\x18\n \x01(\x0b\x32#.imageretrieval.v1.IndexCertificate\x12\x10\n\x08writable\x18\x0b \x01(\x08\x12\x14\n\x0c\x63hange_count\x18\x0c \x01(\x03\x12\x37\n\nattributes\x18\r \x03(\x0b\x32#.imageretrieval.v1.AttributeSummary\"\\\n\x10\x41ttributeSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0bimage_count\x18\x03 \x01(\x03\x12\x17\n\x0f\x66requent_values\x18\x04 \x03(\t\"\x16\n\x14ListSnapshotsRequest\"G\n\x15ListSnapshotsResponse\x12.\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1b.imageretrieval.v1.Snapshot\"\x94\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04live\x18\x02 \x01(\x08\x12\x13\n\x0bimage_count\x18\x03 \x01(\x03\x12\x16\n\x0emodel_revision\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x11\x42uildIndexRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\"E\n\x12\x42uildIndexResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.imageretrieval.v1.Operation\"\x15\n\x13PublishIndexRequest\"G\n\x14PublishIndexResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.imageretrieval.v1.Operation\"(\n\x14RollBackIndexRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"H\n\x15RollBackIndexResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.imageretrieval.v1.Operation\"\x14\n\x12VerifyIndexRequest\"F\n\x13VerifyIndexResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.imageretrieval.v1.Operation\"\"\n\x12\x42\x61\x63kUpIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x13\x42\x61\x63kUpIndexResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.imageretrieval.v1.Operation2\xa3\x05\n\x0cIndexService\x12S\n\x08GetIndex\x12\".imageretrieval.v1.GetIndexRequest\x1a#.imageretrieval.v1.GetIndexResponse\x12\x62\n\rListSnapshots\x12\'.imageretrieval.v1.ListSnapshotsRequest\x1a(.imageretrieval.v1.ListSnapshotsResponse\x12Y\n\nBuildIndex\x12$.imageretrieval.v1.BuildIndexRequest\x1a%.imageretrieval.v1.BuildIndexResponse\x12_\n\x0cPublishIndex\x12&.imageretrieval.v1.PublishIndexRequest\x1a\'.imageretrieval.v1.PublishIndexResponse\x12\x62\n\rRollBackIndex\x12\'.imageretrieval.v1.RollBackIndexRequest\x1a(.imageretrieval.v1.RollBackIndexResponse\x12\\\n\x0bVerifyIndex\x12%.imageretrieval.v1.VerifyIndexRequest\x1a&.imageretrieval.v1.VerifyIndexResponse\x12\\\n\x0b\x42\x61\x63kUpIndex\x12%.imageretrieval.v1.BackUpIndexRequest\x1a&.imageretrieval.v1.BackUpIndexResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'imageretrieval.v1.index_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETINDEXREQUEST']._serialized_start=93
-  _globals['_GETINDEXREQUEST']._serialized_end=110
-  _globals['_GETINDEXRESPONSE']._serialized_start=112
-  _globals['_GETINDEXRESPONSE']._serialized_end=171
-  _globals['_INDEX']._serialized_start=174
-  _globals['_INDEX']._serialized_end=362
-  _globals['_INDEXSERVICE']._serialized_start=364
-  _globals['_INDEXSERVICE']._serialized_end=463
+  _globals['_GETINDEXREQUEST']._serialized_start=176
+  _globals['_GETINDEXREQUEST']._serialized_end=193
+  _globals['_GETINDEXRESPONSE']._serialized_start=195
+  _globals['_GETINDEXRESPONSE']._serialized_end=254
+  _globals['_INDEX']._serialized_start=257
+  _globals['_INDEX']._serialized_end=618
+  _globals['_ATTRIBUTESUMMARY']._serialized_start=620
+  _globals['_ATTRIBUTESUMMARY']._serialized_end=712
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=714
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=736
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=738
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=809
+  _globals['_SNAPSHOT']._serialized_start=812
+  _globals['_SNAPSHOT']._serialized_end=960
+  _globals['_BUILDINDEXREQUEST']._serialized_start=962
+  _globals['_BUILDINDEXREQUEST']._serialized_end=997
+  _globals['_BUILDINDEXRESPONSE']._serialized_start=999
+  _globals['_BUILDINDEXRESPONSE']._serialized_end=1068
+  _globals['_PUBLISHINDEXREQUEST']._serialized_start=1070
+  _globals['_PUBLISHINDEXREQUEST']._serialized_end=1091
+  _globals['_PUBLISHINDEXRESPONSE']._serialized_start=1093
+  _globals['_PUBLISHINDEXRESPONSE']._serialized_end=1164
+  _globals['_ROLLBACKINDEXREQUEST']._serialized_start=1166
+  _globals['_ROLLBACKINDEXREQUEST']._serialized_end=1206
+  _globals['_ROLLBACKINDEXRESPONSE']._serialized_start=1208
+  _globals['_ROLLBACKINDEXRESPONSE']._serialized_end=1280
+  _globals['_VERIFYINDEXREQUEST']._serialized_start=1282
+  _globals['_VERIFYINDEXREQUEST']._serialized_end=1302
+  _globals['_VERIFYINDEXRESPONSE']._serialized_start=1304
+  _globals['_VERIFYINDEXRESPONSE']._serialized_end=1374
+  _globals['_BACKUPINDEXREQUEST']._serialized_start=1376
+  _globals['_BACKUPINDEXREQUEST']._serialized_end=1410
+  _globals['_BACKUPINDEXRESPONSE']._serialized_start=1412
+  _globals['_BACKUPINDEXRESPONSE']._serialized_end=1482
+  _globals['_INDEXSERVICE']._serialized_start=1485
+  _globals['_INDEXSERVICE']._serialized_end=2160
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class IndexServiceStub:
-    """IndexService tells which images are searched, and with which model.
+    """IndexService tells which images are searched, and with which model, and keeps the index in order.
+
+    What changes or checks a whole index takes a while and is answered by an Operation at once; see OperationService. One
+    operation that publishes runs at a time: another fails with FAILED_PRECONDITION and the reason OPERATION_RUNNING.
+    Everything but GetIndex needs the scope "admin" where the server asks for tokens, and the admin address where it has one.
     """
 
     def __init__(self, channel):
@@ -40,14 +44,90 @@ class IndexServiceStub:
                 request_serializer=imageretrieval_dot_v1_dot_index__service__pb2.GetIndexRequest.SerializeToString,
                 response_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.GetIndexResponse.FromString,
                 _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/imageretrieval.v1.IndexService/ListSnapshots',
+                request_serializer=imageretrieval_dot_v1_dot_index__service__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.BuildIndex = channel.unary_unary(
+                '/imageretrieval.v1.IndexService/BuildIndex',
+                request_serializer=imageretrieval_dot_v1_dot_index__service__pb2.BuildIndexRequest.SerializeToString,
+                response_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.BuildIndexResponse.FromString,
+                _registered_method=True)
+        self.PublishIndex = channel.unary_unary(
+                '/imageretrieval.v1.IndexService/PublishIndex',
+                request_serializer=imageretrieval_dot_v1_dot_index__service__pb2.PublishIndexRequest.SerializeToString,
+                response_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.PublishIndexResponse.FromString,
+                _registered_method=True)
+        self.RollBackIndex = channel.unary_unary(
+                '/imageretrieval.v1.IndexService/RollBackIndex',
+                request_serializer=imageretrieval_dot_v1_dot_index__service__pb2.RollBackIndexRequest.SerializeToString,
+                response_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.RollBackIndexResponse.FromString,
+                _registered_method=True)
+        self.VerifyIndex = channel.unary_unary(
+                '/imageretrieval.v1.IndexService/VerifyIndex',
+                request_serializer=imageretrieval_dot_v1_dot_index__service__pb2.VerifyIndexRequest.SerializeToString,
+                response_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.VerifyIndexResponse.FromString,
+                _registered_method=True)
+        self.BackUpIndex = channel.unary_unary(
+                '/imageretrieval.v1.IndexService/BackUpIndex',
+                request_serializer=imageretrieval_dot_v1_dot_index__service__pb2.BackUpIndexRequest.SerializeToString,
+                response_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.BackUpIndexResponse.FromString,
+                _registered_method=True)
 
 
 class IndexServiceServicer:
-    """IndexService tells which images are searched, and with which model.
+    """IndexService tells which images are searched, and with which model, and keeps the index in order.
+
+    What changes or checks a whole index takes a while and is answered by an Operation at once; see OperationService. One
+    operation that publishes runs at a time: another fails with FAILED_PRECONDITION and the reason OPERATION_RUNNING.
+    Everything but GetIndex needs the scope "admin" where the server asks for tokens, and the admin address where it has one.
     """
 
     def GetIndex(self, request, context):
         """GetIndex describes the index that answers searches now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """ListSnapshots lists the published states of the index that are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BuildIndex(self, request, context):
+        """BuildIndex embeds a data set by the served model, publishes it and goes over to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishIndex(self, request, context):
+        """PublishIndex publishes a snapshot that holds every change up to now, so that searches scan no changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackIndex(self, request, context):
+        """RollBackIndex makes an earlier snapshot live again, with every change since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyIndex(self, request, context):
+        """VerifyIndex reads every file and checks digests and counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackUpIndex(self, request, context):
+        """BackUpIndex copies a consistent state to the directory for backups that the server was given.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +141,36 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     request_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.GetIndexRequest.FromString,
                     response_serializer=imageretrieval_dot_v1_dot_index__service__pb2.GetIndexResponse.SerializeToString,
             ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=imageretrieval_dot_v1_dot_index__service__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'BuildIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.BuildIndex,
+                    request_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.BuildIndexRequest.FromString,
+                    response_serializer=imageretrieval_dot_v1_dot_index__service__pb2.BuildIndexResponse.SerializeToString,
+            ),
+            'PublishIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishIndex,
+                    request_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.PublishIndexRequest.FromString,
+                    response_serializer=imageretrieval_dot_v1_dot_index__service__pb2.PublishIndexResponse.SerializeToString,
+            ),
+            'RollBackIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackIndex,
+                    request_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.RollBackIndexRequest.FromString,
+                    response_serializer=imageretrieval_dot_v1_dot_index__service__pb2.RollBackIndexResponse.SerializeToString,
+            ),
+            'VerifyIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyIndex,
+                    request_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.VerifyIndexRequest.FromString,
+                    response_serializer=imageretrieval_dot_v1_dot_index__service__pb2.VerifyIndexResponse.SerializeToString,
+            ),
+            'BackUpIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.BackUpIndex,
+                    request_deserializer=imageretrieval_dot_v1_dot_index__service__pb2.BackUpIndexRequest.FromString,
+                    response_serializer=imageretrieval_dot_v1_dot_index__service__pb2.BackUpIndexResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'imageretrieval.v1.IndexService', rpc_method_handlers)
@@ -70,7 +180,11 @@ def add_IndexServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IndexService:
-    """IndexService tells which images are searched, and with which model.
+    """IndexService tells which images are searched, and with which model, and keeps the index in order.
+
+    What changes or checks a whole index takes a while and is answered by an Operation at once; see OperationService. One
+    operation that publishes runs at a time: another fails with FAILED_PRECONDITION and the reason OPERATION_RUNNING.
+    Everything but GetIndex needs the scope "admin" where the server asks for tokens, and the admin address where it has one.
     """
 
     @staticmethod
@@ -90,6 +204,168 @@ class IndexService:
             '/imageretrieval.v1.IndexService/GetIndex',
             imageretrieval_dot_v1_dot_index__service__pb2.GetIndexRequest.SerializeToString,
             imageretrieval_dot_v1_dot_index__service__pb2.GetIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imageretrieval.v1.IndexService/ListSnapshots',
+            imageretrieval_dot_v1_dot_index__service__pb2.ListSnapshotsRequest.SerializeToString,
+            imageretrieval_dot_v1_dot_index__service__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BuildIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imageretrieval.v1.IndexService/BuildIndex',
+            imageretrieval_dot_v1_dot_index__service__pb2.BuildIndexRequest.SerializeToString,
+            imageretrieval_dot_v1_dot_index__service__pb2.BuildIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imageretrieval.v1.IndexService/PublishIndex',
+            imageretrieval_dot_v1_dot_index__service__pb2.PublishIndexRequest.SerializeToString,
+            imageretrieval_dot_v1_dot_index__service__pb2.PublishIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imageretrieval.v1.IndexService/RollBackIndex',
+            imageretrieval_dot_v1_dot_index__service__pb2.RollBackIndexRequest.SerializeToString,
+            imageretrieval_dot_v1_dot_index__service__pb2.RollBackIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imageretrieval.v1.IndexService/VerifyIndex',
+            imageretrieval_dot_v1_dot_index__service__pb2.VerifyIndexRequest.SerializeToString,
+            imageretrieval_dot_v1_dot_index__service__pb2.VerifyIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackUpIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imageretrieval.v1.IndexService/BackUpIndex',
+            imageretrieval_dot_v1_dot_index__service__pb2.BackUpIndexRequest.SerializeToString,
+            imageretrieval_dot_v1_dot_index__service__pb2.BackUpIndexResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,19 +25,25 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dimageretrieval/v1/query.proto\x12\x11imageretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"r\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08image_id\x18\x03 \x01(\tH\x00\x12+\n\x06vector\x18\x04 \x01(\x0b\x32\x19.imageretrieval.v1.VectorH\x00\x42\x07\n\x05input\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xe6\x01\n\x0e\x41ttributeValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x03 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x12:\n\x11string_list_value\x18\x05 \x01(\x0b\x32\x1d.imageretrieval.v1.StringListH\x00\x12\x35\n\x0ftimestamp_value\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x06\n\x04kind\"\x1c\n\nStringList\x12\x0e\n\x06values\x18\x01 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dimageretrieval/v1/query.proto\x12\x11imageretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x01\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08image_id\x18\x03 \x01(\tH\x00\x12+\n\x06vector\x18\x04 \x01(\x0b\x32\x19.imageretrieval.v1.VectorH\x00\x12\x35\n\x0b\x63omposition\x18\x05 \x01(\x0b\x32\x1e.imageretrieval.v1.CompositionH\x00\x42\x07\n\x05input\">\n\x0b\x43omposition\x12/\n\x05parts\x18\x01 \x03(\x0b\x32 .imageretrieval.v1.WeightedQuery\"X\n\rWeightedQuery\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x18.imageretrieval.v1.Query\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"\xc5\x01\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x35\n\tdata_type\x18\x03 \x01(\x0e\x32\".imageretrieval.v1.Vector.DataType\x12\x11\n\tdimension\x18\x04 \x01(\x05\"S\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\"\xe6\x01\n\x0e\x41ttributeValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x03 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x12:\n\x11string_list_value\x18\x05 \x01(\x0b\x32\x1d.imageretrieval.v1.StringListH\x00\x12\x35\n\x0ftimestamp_value\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x06\n\x04kind\"\x1c\n\nStringList\x12\x0e\n\x06values\x18\x01 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'imageretrieval.v1.query_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUERY']._serialized_start=85
-  _globals['_QUERY']._serialized_end=199
-  _globals['_VECTOR']._serialized_start=201
-  _globals['_VECTOR']._serialized_end=225
-  _globals['_ATTRIBUTEVALUE']._serialized_start=228
-  _globals['_ATTRIBUTEVALUE']._serialized_end=458
-  _globals['_STRINGLIST']._serialized_start=460
-  _globals['_STRINGLIST']._serialized_end=488
+  _globals['_QUERY']._serialized_start=86
+  _globals['_QUERY']._serialized_end=255
+  _globals['_COMPOSITION']._serialized_start=257
+  _globals['_COMPOSITION']._serialized_end=319
+  _globals['_WEIGHTEDQUERY']._serialized_start=321
+  _globals['_WEIGHTEDQUERY']._serialized_end=409
+  _globals['_VECTOR']._serialized_start=412
+  _globals['_VECTOR']._serialized_end=609
+  _globals['_VECTOR_DATATYPE']._serialized_start=526
+  _globals['_VECTOR_DATATYPE']._serialized_end=609
+  _globals['_ATTRIBUTEVALUE']._serialized_start=612
+  _globals['_ATTRIBUTEVALUE']._serialized_end=842
+  _globals['_STRINGLIST']._serialized_start=844
+  _globals['_STRINGLIST']._serialized_end=872
 # @@protoc_insertion_point(module_scope)

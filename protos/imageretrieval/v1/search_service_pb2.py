@@ -22,10 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from protos.imageretrieval.v1 import query_pb2 as imageretrieval_dot_v1_dot_query__pb2
+from protos.imageretrieval.v1 import status_pb2 as imageretrieval_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&imageretrieval/v1/search_service.proto\x12\x11imageretrieval.v1\x1a\x1dimageretrieval/v1/query.proto\"\x81\x01\n\rSearchRequest\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x18.imageretrieval.v1.Query\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x16\n\tmin_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\tB\x0c\n\n_min_score\"l\n\x0eSearchResponse\x12*\n\x04hits\x18\x01 \x03(\x0b\x32\x1c.imageretrieval.v1.SearchHit\x12\x16\n\x0emodel_revision\x18\x03 \x01(\t\x12\x16\n\x0eindex_revision\x18\x04 \x01(\t\"\xe4\x01\n\tSearchHit\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x10\n\x08\x63\x61ptions\x18\x04 \x03(\t\x12@\n\nattributes\x18\x05 \x03(\x0b\x32,.imageretrieval.v1.SearchHit.AttributesEntry\x1aT\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.imageretrieval.v1.AttributeValue:\x02\x38\x01\x32^\n\rSearchService\x12M\n\x06Search\x12 .imageretrieval.v1.SearchRequest\x1a!.imageretrieval.v1.SearchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&imageretrieval/v1/search_service.proto\x12\x11imageretrieval.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1dimageretrieval/v1/query.proto\x1a\x1eimageretrieval/v1/status.proto\"\xd9\x02\n\rSearchRequest\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x18.imageretrieval.v1.Query\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x16\n\tmin_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\t\x12\r\n\x05\x65xact\x18\x07 \x01(\x08\x12\x14\n\x0coversampling\x18\x08 \x01(\x02\x12#\n\x16\x64\x65\x64uplicate_similarity\x18\t \x01(\x02H\x01\x88\x01\x01\x12-\n\tread_mask\x18\n \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x14\n\x0cwith_timings\x18\x0b \x01(\x08\x12\x18\n\x10with_certificate\x18\x0c \x01(\x08\x42\x0c\n\n_min_scoreB\x19\n\x17_deduplicate_similarity\"\xa8\x02\n\x0eSearchResponse\x12*\n\x04hits\x18\x01 \x03(\x0b\x32\x1c.imageretrieval.v1.SearchHit\x12\x16\n\x0emodel_revision\x18\x03 \x01(\t\x12\x16\n\x0eindex_revision\x18\x04 \x01(\t\x12\x17\n\x0fnext_page_token\x18\x05 \x01(\t\x12\x1e\n\x11match_probability\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x31\n\x07timings\x18\x07 \x01(\x0b\x32 .imageretrieval.v1.SearchTimings\x12\x38\n\x0b\x63\x65rtificate\x18\x08 \x01(\x0b\x32#.imageretrieval.v1.IndexCertificateB\x14\n\x12_match_probability\"\xea\x01\n\rSearchTimings\x12,\n\tembedding\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08queueing\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06search\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06lookup\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"_\n\x10IndexCertificate\x12\x14\n\x0cindex_recall\x18\x01 \x01(\x01\x12\x13\n\x0bquery_count\x18\x02 \x01(\x05\x12\x12\n\nquery_kind\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\"\xb9\x02\n\tSearchHit\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x10\n\x08\x63\x61ptions\x18\x04 \x03(\t\x12@\n\nattributes\x18\x05 \x03(\x0b\x32,.imageretrieval.v1.SearchHit.AttributesEntry\x12\x18\n\x0bprobability\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12)\n\x06vector\x18\x07 \x01(\x0b\x32\x19.imageretrieval.v1.Vector\x1aT\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.imageretrieval.v1.AttributeValue:\x02\x38\x01\x42\x0e\n\x0c_probability\"H\n\x12\x42\x61tchSearchRequest\x12\x32\n\x08requests\x18\x01 \x03(\x0b\x32 .imageretrieval.v1.SearchRequest\"G\n\x13\x42\x61tchSearchResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.imageretrieval.v1.SearchResult\"{\n\x0cSearchResult\x12\x35\n\x08response\x18\x01 \x01(\x0b\x32!.imageretrieval.v1.SearchResponseH\x00\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.imageretrieval.v1.StatusH\x00\x42\x08\n\x06result\"U\n\x13StreamSearchRequest\x12\x0b\n\x03tag\x18\x01 \x01(\x03\x12\x31\n\x07request\x18\x02 \x01(\x0b\x32 .imageretrieval.v1.SearchRequest\"T\n\x14StreamSearchResponse\x12\x0b\n\x03tag\x18\x01 \x01(\x03\x12/\n\x06result\x18\x02 \x01(\x0b\x32\x1f.imageretrieval.v1.SearchResult2\xa1\x02\n\rSearchService\x12M\n\x06Search\x12 .imageretrieval.v1.SearchRequest\x1a!.imageretrieval.v1.SearchResponse\x12\\\n\x0b\x42\x61tchSearch\x12%.imageretrieval.v1.BatchSearchRequest\x1a&.imageretrieval.v1.BatchSearchResponse\x12\x63\n\x0cStreamSearch\x12&.imageretrieval.v1.StreamSearchRequest\x1a\'.imageretrieval.v1.StreamSearchResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +37,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SEARCHHIT_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_SEARCHREQUEST']._serialized_start=93
-  _globals['_SEARCHREQUEST']._serialized_end=222
-  _globals['_SEARCHRESPONSE']._serialized_start=224
-  _globals['_SEARCHRESPONSE']._serialized_end=332
-  _globals['_SEARCHHIT']._serialized_start=335
-  _globals['_SEARCHHIT']._serialized_end=563
-  _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_start=479
-  _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_end=563
-  _globals['_SEARCHSERVICE']._serialized_start=565
-  _globals['_SEARCHSERVICE']._serialized_end=659
+  _globals['_SEARCHREQUEST']._serialized_start=191
+  _globals['_SEARCHREQUEST']._serialized_end=536
+  _globals['_SEARCHRESPONSE']._serialized_start=539
+  _globals['_SEARCHRESPONSE']._serialized_end=835
+  _globals['_SEARCHTIMINGS']._serialized_start=838
+  _globals['_SEARCHTIMINGS']._serialized_end=1072
+  _globals['_INDEXCERTIFICATE']._serialized_start=1074
+  _globals['_INDEXCERTIFICATE']._serialized_end=1169
+  _globals['_SEARCHHIT']._serialized_start=1172
+  _globals['_SEARCHHIT']._serialized_end=1485
+  _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_start=1385
+  _globals['_SEARCHHIT_ATTRIBUTESENTRY']._serialized_end=1469
+  _globals['_BATCHSEARCHREQUEST']._serialized_start=1487
+  _globals['_BATCHSEARCHREQUEST']._serialized_end=1559
+  _globals['_BATCHSEARCHRESPONSE']._serialized_start=1561
+  _globals['_BATCHSEARCHRESPONSE']._serialized_end=1632
+  _globals['_SEARCHRESULT']._serialized_start=1634
+  _globals['_SEARCHRESULT']._serialized_end=1757
+  _globals['_STREAMSEARCHREQUEST']._serialized_start=1759
+  _globals['_STREAMSEARCHREQUEST']._serialized_end=1844
+  _globals['_STREAMSEARCHRESPONSE']._serialized_start=1846
+  _globals['_STREAMSEARCHRESPONSE']._serialized_end=1930
+  _globals['_SEARCHSERVICE']._serialized_start=1933
+  _globals['_SEARCHSERVICE']._serialized_end=2222
 # @@protoc_insertion_point(module_scope)

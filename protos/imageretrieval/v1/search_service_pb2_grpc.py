@@ -42,6 +42,16 @@ class SearchServiceStub:
                 request_serializer=imageretrieval_dot_v1_dot_search__service__pb2.SearchRequest.SerializeToString,
                 response_deserializer=imageretrieval_dot_v1_dot_search__service__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.BatchSearch = channel.unary_unary(
+                '/imageretrieval.v1.SearchService/BatchSearch',
+                request_serializer=imageretrieval_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
+                response_deserializer=imageretrieval_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
+                _registered_method=True)
+        self.StreamSearch = channel.stream_stream(
+                '/imageretrieval.v1.SearchService/StreamSearch',
+                request_serializer=imageretrieval_dot_v1_dot_search__service__pb2.StreamSearchRequest.SerializeToString,
+                response_deserializer=imageretrieval_dot_v1_dot_search__service__pb2.StreamSearchResponse.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer:
@@ -61,6 +71,21 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchSearch(self, request, context):
+        """BatchSearch answers several searches in one call, each as Search would; one that is refused does not affect others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamSearch(self, request_iterator, context):
+        """StreamSearch answers searches as they come, each as soon as it is found, which may be in another order. The server
+        reads on while fewer than 32 are under way. A search that is refused does not end the stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SearchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -68,6 +93,16 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=imageretrieval_dot_v1_dot_search__service__pb2.SearchRequest.FromString,
                     response_serializer=imageretrieval_dot_v1_dot_search__service__pb2.SearchResponse.SerializeToString,
+            ),
+            'BatchSearch': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSearch,
+                    request_deserializer=imageretrieval_dot_v1_dot_search__service__pb2.BatchSearchRequest.FromString,
+                    response_serializer=imageretrieval_dot_v1_dot_search__service__pb2.BatchSearchResponse.SerializeToString,
+            ),
+            'StreamSearch': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamSearch,
+                    request_deserializer=imageretrieval_dot_v1_dot_search__service__pb2.StreamSearchRequest.FromString,
+                    response_serializer=imageretrieval_dot_v1_dot_search__service__pb2.StreamSearchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -100,6 +135,60 @@ class SearchService:
             '/imageretrieval.v1.SearchService/Search',
             imageretrieval_dot_v1_dot_search__service__pb2.SearchRequest.SerializeToString,
             imageretrieval_dot_v1_dot_search__service__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSearch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imageretrieval.v1.SearchService/BatchSearch',
+            imageretrieval_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
+            imageretrieval_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamSearch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/imageretrieval.v1.SearchService/StreamSearch',
+            imageretrieval_dot_v1_dot_search__service__pb2.StreamSearchRequest.SerializeToString,
+            imageretrieval_dot_v1_dot_search__service__pb2.StreamSearchResponse.FromString,
             options,
             channel_credentials,
             insecure,
