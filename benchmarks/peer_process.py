@@ -28,8 +28,8 @@ def peer_python(path: Path) -> Path:
 class PeerProcess:
     """A script of `benchmarks/peers` that waits for its turns.
 
-    It takes `settings` as a line of JSON on standard input, prints one JSON line about itself when it is ready, and then
-    for each further line of input, a number of steps, one JSON line: the seconds they took. It ends when its input does.
+    It takes `settings` as a line of JSON on standard input and prints one JSON line about itself when it is ready. For
+    each further line of input, a number of steps, it prints one JSON line: the seconds they took. It ends with its input.
     """
 
     def __init__(self, python: Path, script: str, settings: dict[str, Any]) -> None:

@@ -68,10 +68,10 @@ class HubnessCorrection:
         return np.column_stack([np.asarray(images, np.float32), -self.offsets(images)])
 
 
-def asked(queries: np.ndarray, by_text: bool = True) -> np.ndarray:
+def asked(queries: np.ndarray, by_text: float = 1.0) -> np.ndarray:
     """Embeddings (Q, D) as `HubnessCorrection.searched` images are compared with: (Q, D + 1).
 
-    The last component is 1 for texts; for queries by image or vector it is 0, which leaves offsets out.
+    The last component is `by_text`: 1 for texts; for queries by image or vector it is 0, which leaves offsets out.
     """
     return np.column_stack([queries, np.full(len(queries), by_text, np.float32)])
 

@@ -38,7 +38,7 @@ class Runtime:
         self.image_engine, self.text_engine = image_engine, text_engine
         self.fingerprint, self.name = bundle.fingerprint, bundle.name
         self.embedding_dim, self.preprocessing = bundle.embedding_dim, bundle.preprocessing
-        self.tokenizer, self.hubness = bundle.tokenizer(), bundle.hubness
+        self.tokenizer, self.hubness, self.calibration = bundle.tokenizer(), bundle.hubness, bundle.calibration
 
     @classmethod
     def load(cls, bundle: str | Path, engine: EngineName = "auto", threads: int | None = None) -> Runtime:

@@ -9,8 +9,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from serving.overload import Overloaded
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+# How much the newest batch counts in the average time of an item.
+_NEWEST = 0.2
 
 
 @dataclass(frozen=True)
@@ -24,53 +29,82 @@ class Batcher(Generic[T, R]):
     """Maps items to results by `run`, which takes a list of at most `max_batch` and returns a result for each.
 
     Work-conserving: an item that finds nothing running starts at once, alone; items that arrive meanwhile form the next
-    batch. Entries whose caller has gone, or whose deadline has passed, are dropped before a batch is drawn. Batchers
-    that share a `turn` take turns, so that only one of them runs at a time. Belongs to one event loop.
+    batch. Bulk items run, at most `bulk_batch` at once, when no other waits, so that a caller who waits never waits for
+    much of them. Entries whose caller has gone, or whose deadline has passed, are dropped before a batch is drawn.
+    Batchers that share a `turn` take turns, so that only one of them runs at a time. Belongs to one event loop.
     """
 
     def __init__(
-        self, run: Callable[[list[T]], Sequence[R]], executor: Executor, turn: asyncio.Lock, max_batch: int
+        self,
+        run: Callable[[list[T]], Sequence[R]],
+        executor: Executor,
+        turn: asyncio.Lock,
+        max_batch: int,
+        bulk_batch: int | None = None,
+        max_waiting: int = 1_024,
     ) -> None:
         self._run, self._executor, self._turn = run, executor, turn
-        self.max_batch = max_batch
+        self.max_batch, self.bulk_batch, self.max_waiting = max_batch, bulk_batch or max_batch, max_waiting
         self._waiting: deque[_Entry[T, R]] = deque()
+        self._bulk: deque[_Entry[T, R]] = deque()
+        self._running = 0
+        self._item_seconds = 0.0  # of late, in full batches; 0 before the first
         self._drainer: asyncio.Task[None] | None = None
 
-    async def submit(self, items: Sequence[T], deadline: float | None = None) -> list[R]:
+    @property
+    def waiting(self) -> int:
+        """How many items wait or run."""
+        return len(self._waiting) + len(self._bulk) + self._running
+
+    async def submit(self, items: Sequence[T], deadline: float | None = None, *, bulk: bool = False) -> list[R]:
         """The results of `items`, in order; `TimeoutError` when `deadline` (event-loop time) passes before they run.
 
-        An exception of `run` reaches every caller of that batch.
+        `Overloaded`, at once, when too many wait, or when those that wait will not be done by the deadline. An
+        exception of `run` reaches every caller of that batch.
         """
         loop = asyncio.get_running_loop()
+        queue = self._bulk if bulk else self._waiting
+        self._admit(len(items), len(queue) + self._running, deadline, loop.time())
         entries: list[_Entry[T, R]] = [_Entry(item, deadline, loop.create_future()) for item in items]
-        self._waiting.extend(entries)
+        queue.extend(entries)
         if self._drainer is None:
             self._drainer = loop.create_task(self._drain())
         try:
+            if len(entries) == 1:
+                return [await entries[0].future]
             return await asyncio.gather(*(entry.future for entry in entries))
         finally:
             for entry in entries:
                 entry.future.cancel()  # no effect on those that are done
 
+    def _admit(self, count: int, before: int, deadline: float | None, now: float) -> None:
+        needed = (before + count) * self._item_seconds
+        if before and before + count > self.max_waiting:
+            raise Overloaded(f"{before:,} before this one", max(needed / 2, 0.05))
+        if before and deadline is not None and now < deadline < now + needed:
+            raise Overloaded(f"{needed:.2g} s of work before the deadline of this one", needed / 2)
+
     async def _drain(self) -> None:
         """Run batches until nothing waits."""
         loop = asyncio.get_running_loop()
         try:
-            while self._waiting:
+            while self._waiting or self._bulk:
                 async with self._turn:
-                    batch = self._draw(loop.time())
+                    now = loop.time()
+                    batch = self._draw(self._waiting, self.max_batch, now)
+                    batch = batch or self._draw(self._bulk, self.bulk_batch, now)
                     if batch:
                         await self._run_batch(loop, batch)
         finally:
             self._drainer = None
-            for entry in self._waiting:  # only when the loop is shutting down
+            for entry in (*self._waiting, *self._bulk):  # only when the loop is shutting down
                 entry.future.cancel()
 
-    def _draw(self, now: float) -> list[_Entry[T, R]]:
-        """Take the next live entries from the queue."""
+    def _draw(self, queue: deque[_Entry[T, R]], most: int, now: float) -> list[_Entry[T, R]]:
+        """Take the next live entries from a queue."""
         batch: list[_Entry[T, R]] = []
-        while self._waiting and len(batch) < self.max_batch:
-            entry = self._waiting.popleft()
+        while queue and len(batch) < most:
+            entry = queue.popleft()
             if entry.future.done():
                 continue
             if entry.deadline is not None and entry.deadline <= now:
@@ -80,6 +114,7 @@ class Batcher(Generic[T, R]):
         return batch
 
     async def _run_batch(self, loop: asyncio.AbstractEventLoop, batch: list[_Entry[T, R]]) -> None:
+        began, self._running = loop.time(), len(batch)
         try:
             results = await loop.run_in_executor(self._executor, self._run, [entry.item for entry in batch])
         except Exception as error:  # whatever it is, it belongs to the callers
@@ -87,6 +122,15 @@ class Batcher(Generic[T, R]):
                 if not entry.future.done():
                     entry.future.set_exception(error)
             return
+        finally:
+            self._running = 0
+        self._note(len(batch), loop.time() - began)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(result)
+
+    def _note(self, count: int, seconds: float) -> None:
+        """Learn what an item takes when many wait: small batches say little about that."""
+        if 2 * count >= self.bulk_batch or not self._item_seconds:
+            newest = seconds / count
+            self._item_seconds += (newest - self._item_seconds) * (_NEWEST if self._item_seconds else 1)

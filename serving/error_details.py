@@ -14,7 +14,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from data.errors import QueryError
 from serving.catalog import ImageNotFound
-from serving.search_engine import ImageRefused
+from serving.overload import Overloaded
+from serving.page_tokens import PageTokenExpired
+from serving.queries import ImageRefused
 
 DOMAIN = "imageretrieval"
 
@@ -28,6 +30,8 @@ class Reason(StrEnum):
     INVALID_QUERY = "INVALID_QUERY"  # a field breaks its documented limits
     INVALID_IMAGE = "INVALID_IMAGE"  # an image cannot be decoded within the limits; the violation's reason says why
     IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"  # the index holds no image with this id
+    PAGE_TOKEN_EXPIRED = "PAGE_TOKEN_EXPIRED"  # the index has changed too much since; begin with the first page
+    OVERLOADED = "OVERLOADED"  # more waits than can be done in time; try again after the delay in RetryInfo
     NOT_READY = "NOT_READY"  # the model and the index are being loaded; try again
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # the caller's deadline passed before the work began
     INTERNAL = "INTERNAL"  # a defect; the server's log tells more under the request id
@@ -46,6 +50,17 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
         return _status(grpc.StatusCode.NOT_FOUND, str(error), Reason.IMAGE_NOT_FOUND, resource)
     if isinstance(error, QueryError):
         return _invalid(error)
+    if isinstance(error, PageTokenExpired):
+        violation = error_details_pb2.PreconditionFailure.Violation(
+            type=Reason.PAGE_TOKEN_EXPIRED.value, subject="page_token", description="begin with the first page again"
+        )
+        failure = error_details_pb2.PreconditionFailure(violations=[violation])
+        message = "the index has changed since the first page; begin with the first page again"
+        return _status(grpc.StatusCode.FAILED_PRECONDITION, message, Reason.PAGE_TOKEN_EXPIRED, failure)
+    if isinstance(error, Overloaded):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(max(1, round(1_000 * error.retry_after)))
+        return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), Reason.OVERLOADED, retry)
     if isinstance(error, NotReady):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromSeconds(1)

@@ -48,7 +48,9 @@ class ExactIndex:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def search(self, queries: np.ndarray, k: int, allowed: RowSubset | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: np.ndarray, k: int, allowed: RowSubset | None = None, oversampling: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See `VectorIndex.search`."""
         queries = check_queries(queries, self.dimension, k)
         rows = None if allowed is None else check_allowed(allowed, len(self)).rows

@@ -5,8 +5,10 @@ Nothing is mutated after building, so that searches may run at the same time.
 
 from __future__ import annotations
 
+import copy
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,8 +92,12 @@ class FaissIndex:
     def __len__(self) -> int:
         return self.index.ntotal
 
-    def search(self, queries: np.ndarray, k: int, allowed: RowSubset | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: np.ndarray, k: int, allowed: RowSubset | None = None, oversampling: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See `VectorIndex.search`."""
+        if oversampling != 1:
+            return self._widened(oversampling).search(queries, k, allowed)
         queries = check_queries(queries, self.dimension, k)
         count = len(self) if allowed is None else len(check_allowed(allowed, len(self)))
         if allowed is not None and count <= max(k, EXACT_SUBSET):
@@ -114,6 +120,14 @@ class FaissIndex:
             for position, rows in zip(short, exact_rows, strict=True):
                 candidates[position] = rows
         return best_of(self.vectors, queries, candidates, k)
+
+    def _widened(self, times: float) -> FaissIndex:
+        """This index with searches so many times as wide."""
+        wide = copy.copy(self)
+        wide.settings = SearchSettings(
+            *(math.ceil(times * getattr(self.settings, field.name)) for field in fields(SearchSettings))
+        )
+        return wide
 
     def _compared(self, k: int) -> int:
         """How many rows to compare exactly. A Flat scan only needs a few more than k, for ties at the last place."""

@@ -1,21 +1,13 @@
-"""Translates between protos and Python, and sets status codes; nothing else."""
+"""Searching, embedding and telling what is served: translates between protos and Python; nothing else."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import logging
-import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import grpc
-from grpc_status import rpc_status
 
-from data.errors import QueryError
-from data.pairs import AttributeValue
 from protos.imageretrieval.v1 import (
     embedding_service_pb2,
     embedding_service_pb2_grpc,
@@ -24,18 +16,13 @@ from protos.imageretrieval.v1 import (
     query_pb2,
     search_service_pb2,
     search_service_pb2_grpc,
+    status_pb2,
 )
-from serving.error_details import NotReady, status_of
-from serving.search_engine import (
-    DEFAULT_K,
-    ImageIdQuery,
-    ImageQuery,
-    Query,
-    SearchEngine,
-    TextQuery,
-    VectorQuery,
-)
-from serving.vector_index import SearchHit
+from serving.call_guard import Call, CallGuard, as_they_come, streaming, unary
+from serving.proto_values import HIT_FIELDS, options_of, query_of, read_mask, response_of
+from serving.queries import check_count
+
+MAX_SEARCHES = 64
 
 SERVICES = tuple(
     descriptor.services_by_name[name].full_name
@@ -46,125 +33,112 @@ SERVICES = tuple(
     )
 )
 
-# What the engine calls a field → where the field stands in a request.
-_FIELDS = {
-    "text": "query.text",
-    "image": "query.image",
-    "image_id": "query.image_id",
-    "vector": "query.vector.values",
-    "k": "page_size",
-}
 
-_log = logging.getLogger(__name__)
-_Response = TypeVar("_Response")
-
-
-@dataclass
-class LiveEngine:
-    """What answers now; None until the model and the index are loaded."""
-
-    engine: SearchEngine | None = None
-
-
-def add_services(server: grpc.aio.Server, live: LiveEngine) -> None:
-    """Register the three services."""
-    search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(live), server)
-    embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(live), server)
-    index_service_pb2_grpc.add_IndexServiceServicer_to_server(IndexService(live), server)
-
-
-def _answering(handler: Callable[..., Awaitable[_Response]]) -> Callable[..., Awaitable[_Response]]:
-    """Give a handler the live engine and the deadline (event-loop time or None), and clients a status for every error.
-
-    A handler is called as `handler(service, engine, request, deadline)`.
-    """
-
-    @functools.wraps(handler)
-    async def answer(service: Any, request: Any, context: grpc.aio.ServicerContext) -> _Response:
-        try:
-            remaining = context.time_remaining()
-            if remaining is not None and remaining <= 0:
-                raise TimeoutError
-            if service.live.engine is None:
-                raise NotReady
-            deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
-            return await handler(service, service.live.engine, request, deadline)
-        except Exception as error:
-            if isinstance(error, QueryError):
-                error.field = _FIELDS.get(error.field, error.field)
-            request_id = uuid.uuid4().hex
-            status = rpc_status.to_status(status_of(error, request_id))
-            if status.code is grpc.StatusCode.INTERNAL:
-                _log.exception("request %s failed in %s", request_id, handler.__qualname__)
-        await context.abort(status.code, status.details, status.trailing_metadata)
-        raise AssertionError("abort always raises")
-
-    return answer
+def add_services(server: grpc.aio.Server, guard: CallGuard) -> None:
+    """Register the services."""
+    search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(guard), server)
+    embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(guard), server)
+    index_service_pb2_grpc.add_IndexServiceServicer_to_server(IndexService(guard), server)
 
 
 class SearchService(search_service_pb2_grpc.SearchServiceServicer):
     """See protos/imageretrieval/v1/search_service.proto."""
 
-    def __init__(self, live: LiveEngine) -> None:
-        self.live = live
+    def __init__(self, guard: CallGuard) -> None:
+        self.guard = guard
 
-    @_answering
-    async def Search(
-        self, engine: SearchEngine, request: search_service_pb2.SearchRequest, deadline: float | None
-    ) -> search_service_pb2.SearchResponse:
+    @unary
+    async def Search(self, request: search_service_pb2.SearchRequest, call: Call) -> search_service_pb2.SearchResponse:
         """Rank the indexed images."""
-        k = request.page_size or DEFAULT_K
-        min_score = request.min_score if request.HasField("min_score") else None
-        answer = await engine.search(_query(request.query), k, min_score, deadline, request.filter)
-        return search_service_pb2.SearchResponse(
-            hits=[_hit(hit) for hit in answer.hits],
-            model_revision=engine.runtime.fingerprint,
-            index_revision=answer.index_revision,
-        )
+        return await _search(request, call)
+
+    @unary
+    async def BatchSearch(
+        self, request: search_service_pb2.BatchSearchRequest, call: Call
+    ) -> search_service_pb2.BatchSearchResponse:
+        """Answer several searches."""
+        check_count("requests", len(request.requests), MAX_SEARCHES)
+        results = await asyncio.gather(*(self._result(one, call) for one in request.requests))
+        return search_service_pb2.BatchSearchResponse(results=results)
+
+    @streaming
+    async def StreamSearch(
+        self, requests: AsyncIterator[search_service_pb2.StreamSearchRequest], call: Call
+    ) -> AsyncIterator[search_service_pb2.StreamSearchResponse]:
+        """Answer searches as they come."""
+
+        async def answer(request: search_service_pb2.StreamSearchRequest) -> search_service_pb2.StreamSearchResponse:
+            result = await self._result(request.request, call, bulk=False)
+            return search_service_pb2.StreamSearchResponse(tag=request.tag, result=result)
+
+        async for response in as_they_come(requests, answer):
+            yield response
+
+    async def _result(
+        self, request: search_service_pb2.SearchRequest, call: Call, bulk: bool = True
+    ) -> search_service_pb2.SearchResult:
+        try:
+            return search_service_pb2.SearchResult(response=await _search(request, call, bulk))
+        except Exception as error:
+            status = self.guard.status(error, call.method, call.request_id)
+            told = status_pb2.Status(code=status.code, message=status.message, details=status.details)
+            return search_service_pb2.SearchResult(error=told)
+
+
+async def _search(
+    request: search_service_pb2.SearchRequest, call: Call, bulk: bool = False
+) -> search_service_pb2.SearchResponse:
+    mask = read_mask(request.read_mask, HIT_FIELDS)
+    answer = await call.engine.search(query_of(request.query), options_of(request, mask), call.deadline, bulk=bulk)
+    response = response_of(answer, mask, call.engine.runtime.fingerprint, request.with_timings)
+    if request.with_certificate:
+        with call.engine.store.view() as view:
+            _set_certificate(response, view.describe().certificate)
+    return response
 
 
 class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
     """See protos/imageretrieval/v1/embedding_service.proto."""
 
-    def __init__(self, live: LiveEngine) -> None:
-        self.live = live
+    def __init__(self, guard: CallGuard) -> None:
+        self.guard = guard
 
-    @_answering
+    @unary
     async def EmbedTexts(
-        self, engine: SearchEngine, request: embedding_service_pb2.EmbedTextsRequest, deadline: float | None
+        self, request: embedding_service_pb2.EmbedTextsRequest, call: Call
     ) -> embedding_service_pb2.EmbedTextsResponse:
         """Embed texts."""
-        embeddings = await engine.embed_texts(request.texts, deadline)
+        embeddings = await call.engine.embed_texts(request.texts, call.deadline)
         return embedding_service_pb2.EmbedTextsResponse(
             embeddings=[query_pb2.Vector(values=row) for row in embeddings.tolist()],
-            model_revision=engine.runtime.fingerprint,
+            model_revision=call.engine.runtime.fingerprint,
         )
 
-    @_answering
+    @unary
     async def EmbedImages(
-        self, engine: SearchEngine, request: embedding_service_pb2.EmbedImagesRequest, deadline: float | None
+        self, request: embedding_service_pb2.EmbedImagesRequest, call: Call
     ) -> embedding_service_pb2.EmbedImagesResponse:
         """Embed images."""
-        embeddings = await engine.embed_images(request.images, deadline)
+        embeddings = await call.engine.embed_images(request.images, call.deadline)
         return embedding_service_pb2.EmbedImagesResponse(
             embeddings=[query_pb2.Vector(values=row) for row in embeddings.tolist()],
-            model_revision=engine.runtime.fingerprint,
+            model_revision=call.engine.runtime.fingerprint,
         )
 
 
 class IndexService(index_service_pb2_grpc.IndexServiceServicer):
     """See protos/imageretrieval/v1/index_service.proto."""
 
-    def __init__(self, live: LiveEngine) -> None:
-        self.live = live
+    def __init__(self, guard: CallGuard) -> None:
+        self.guard = guard
 
-    @_answering
+    @unary
     async def GetIndex(
-        self, engine: SearchEngine, request: index_service_pb2.GetIndexRequest, deadline: float | None
+        self, request: index_service_pb2.GetIndexRequest, call: Call
     ) -> index_service_pb2.GetIndexResponse:
         """Describe the index."""
-        with engine.store.view() as view:
-            described = view.describe()
+        with call.engine.store.view() as view:
+            described, revision = view.describe(), view.revision
         index = index_service_pb2.Index(
             snapshot=described.snapshot,
             image_count=described.image_count,
@@ -173,43 +147,23 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             model_name=described.model_name,
             model_revision=described.model_fingerprint,
             source=described.source,
+            revision=revision,
+            change_count=described.changes,
         )
         index.create_time.FromDatetime(described.create_time)
+        _set_certificate(index, described.certificate)
         return index_service_pb2.GetIndexResponse(index=index)
 
 
-def _query(query: query_pb2.Query) -> Query:
-    match query.WhichOneof("input"):
-        case "text":
-            return TextQuery(query.text)
-        case "image":
-            return ImageQuery(query.image)
-        case "image_id":
-            return ImageIdQuery(query.image_id)
-        case "vector":
-            return VectorQuery(query.vector.values)
-    raise QueryError("query", "a text, an image, an image_id or a vector", "none", "set one input of the query")
-
-
-def _hit(hit: SearchHit) -> search_service_pb2.SearchHit:
-    return search_service_pb2.SearchHit(
-        image_id=hit.image_id,
-        score=hit.score,
-        rank=hit.rank,
-        captions=hit.captions,
-        attributes={name: _attribute(value) for name, value in hit.attributes.items()},
-    )
-
-
-def _attribute(value: AttributeValue) -> query_pb2.AttributeValue:
-    if isinstance(value, bool):  # before int, of which it is a subclass
-        return query_pb2.AttributeValue(bool_value=value)
-    if isinstance(value, int):
-        return query_pb2.AttributeValue(int_value=value)
-    if isinstance(value, float):
-        return query_pb2.AttributeValue(double_value=value)
-    if isinstance(value, str):
-        return query_pb2.AttributeValue(string_value=value)
-    if isinstance(value, datetime):
-        return query_pb2.AttributeValue(timestamp_value=value)
-    return query_pb2.AttributeValue(string_list_value=query_pb2.StringList(values=value))
+def _set_certificate(
+    message: search_service_pb2.SearchResponse | index_service_pb2.Index, certificate: Mapping[str, Any]
+) -> None:
+    """Put what was measured when the index was built into a message, texts before images."""
+    for kind in ("text", "image"):
+        recall = certificate.get(f"{kind}_index_recall_at_10")
+        if recall is not None:
+            message.certificate.index_recall = recall
+            message.certificate.query_count = certificate[f"{kind}_queries"]
+            message.certificate.query_kind = f"{kind}s"
+            message.certificate.kind = certificate["kind"]
+            return

@@ -198,7 +198,8 @@ class MilvusView:
         where: Filter | None = None,
         *,
         exact: bool = False,
-        by_text: bool = False,
+        by_text: float = 0.0,
+        oversampling: float = 1.0,
     ) -> list[list[Found]]:
         """See `StoreView.search`; what Milvus proposes is scored again here, on float16 as everywhere."""
         queries = check_queries(queries, self._described["dimension"], k)

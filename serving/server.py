@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import grpc
     from grpc_health.v1 import health
 
-    from serving.grpc_service import LiveEngine
+    from serving.call_guard import CallGuard
     from serving.search_engine import SearchEngine
     from serving.vector_store import VectorStore
 
@@ -49,7 +49,7 @@ def serve(address: str, load: Callable[[], SearchEngine], grace: float = 10.0) -
 
 async def _serve(address: str, load: Callable[[], SearchEngine], grace: float) -> bool:
     """Run the server; return whether `load` was still running when it was asked to stop."""
-    server, live, health_service = _make_server()
+    server, guard, health_service = _make_server()
     port = _open_port(server, address)
     stopping = asyncio.ensure_future(_stop_signal())
     await _set_serving(health_service, False)
@@ -60,9 +60,9 @@ async def _serve(address: str, load: Callable[[], SearchEngine], grace: float) -
         either: set[asyncio.Future[Any]] = {loading, stopping}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            live.engine = loading.result()
+            guard.engine = loading.result()
             await _set_serving(health_service, True)
-            with live.engine.store.view() as view:
+            with guard.engine.store.view() as view:
                 index = view.describe()
             console.say(f"serving {index.image_count:,} images of {index.source} with model {index.model_name}")
             await stopping
@@ -70,29 +70,30 @@ async def _serve(address: str, load: Callable[[], SearchEngine], grace: float) -
     finally:
         await health_service.enter_graceful_shutdown()
         await server.stop(grace)
-        if live.engine is not None:
-            live.engine.close()
+        if guard.engine is not None:
+            guard.engine.close()
     return not loading.done()
 
 
-def _make_server() -> tuple[grpc.aio.Server, LiveEngine, health.aio.HealthServicer]:
+def _make_server() -> tuple[grpc.aio.Server, CallGuard, health.aio.HealthServicer]:
     """A server with our services, health and reflection, not yet on a port."""
     import grpc
     from grpc_health.v1 import health, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection
 
-    from serving.grpc_service import SERVICES, LiveEngine, add_services
+    from serving.call_guard import CallGuard
+    from serving.grpc_service import SERVICES, add_services
 
     options = [
         ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share its calls
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ]
-    server, live, health_service = grpc.aio.server(options=options), LiveEngine(), health.aio.HealthServicer()
-    add_services(server, live)
+    server, guard, health_service = grpc.aio.server(options=options), CallGuard(), health.aio.HealthServicer()
+    add_services(server, guard)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    return server, live, health_service
+    return server, guard, health_service
 
 
 def _open_port(server: grpc.aio.Server, address: str) -> int:
@@ -159,7 +160,8 @@ def load_engine(index: Path | None, bundle: str | None = None, address: str = ""
     from dual_encoder.runtime import Runtime
     from serving.embedded_store import EmbeddedStore
     from serving.index_bundle import bundle_of
-    from serving.search_engine import IMAGE_BATCH, TEXT_BATCH, SearchEngine
+    from serving.query_encoder import IMAGE_BATCH, TEXT_BATCH
+    from serving.search_engine import SearchEngine
 
     store: VectorStore
     if index is None:

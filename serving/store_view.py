@@ -65,6 +65,8 @@ class EmbeddedView:
             manifest.model_fingerprint,
             manifest.source,
             datetime.fromisoformat(manifest.create_time),
+            manifest.index,
+            self.changes,
         )
 
     def search(
@@ -74,13 +76,14 @@ class EmbeddedView:
         where: Filter | None = None,
         *,
         exact: bool = False,
-        by_text: bool = False,
+        by_text: float = 0.0,
+        oversampling: float = 1.0,
     ) -> list[list[Found]]:
         """See `StoreView.search`."""
         queries = check_queries(queries, self._base.manifest.dimension, k)
         if self._base.manifest.corrected:
             queries = asked(queries, by_text)
-        base = self._search_base(queries, k, where, exact)
+        base = self._search_base(queries, k, where, exact, oversampling)
         above = self._search_slots(queries, k, where)
         return [
             sorted((*low, *high), key=lambda found: (-found.score, found.image_id))[:k]
@@ -128,13 +131,15 @@ class EmbeddedView:
         ids, slots = self._slot_order
         return map(self._image, slots[bisect.bisect_right(ids, after) :])
 
-    def _search_base(self, queries: np.ndarray, k: int, where: Filter | None, exact: bool) -> list[list[Found]]:
+    def _search_base(
+        self, queries: np.ndarray, k: int, where: Filter | None, exact: bool, oversampling: float
+    ) -> list[list[Found]]:
         index = self._base.index
         if index is None:
             return [[] for _ in queries]
         if exact:
             index = ExactIndex(self._base.vectors)
-        scores, rows = index.search(queries, k, self._allowed(where))
+        scores, rows = index.search(queries, k, self._allowed(where), oversampling)
         ids = iter(self._base.catalog.ids(rows.ravel().tolist()))
         return [[Found(next(ids), score) for score in row_scores] for row_scores in scores.tolist()]
 

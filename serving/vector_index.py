@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchHit:
-    """One image that matches a query; `score` is the cosine similarity, `rank` counts from 1."""
+    """One image that matches a query; `score` is the cosine similarity, `rank` counts from 1.
+
+    `probability` is that of being what was meant, and `vector` the stored embedding; None where there is none to tell.
+    """
 
     image_id: str
     score: float
     rank: int
     captions: tuple[str, ...] = ()
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    probability: float | None = None
+    vector: Sequence[float] | None = None
 
 
 class VectorIndex(Protocol):
@@ -44,12 +49,15 @@ class VectorIndex(Protocol):
     def __len__(self) -> int:
         """N, the number of rows."""
 
-    def search(self, queries: np.ndarray, k: int, allowed: RowSubset | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: np.ndarray, k: int, allowed: RowSubset | None = None, oversampling: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Scores (Q, K) float32 and rows (Q, K) int64 of the nearest rows, best first; K = min(k, N).
 
         `queries` is (Q, D) float32. A score is the inner product; rows of equal score are ordered by row. With
-        `allowed` only its rows can be found, and K = min(k, len(allowed)), which may be 0. Safe to call from several
-        threads. `QueryError` for k < 1, a wrong shape, a NaN or infinite component, or a zero vector.
+        `allowed` only its rows can be found, and K = min(k, len(allowed)), which may be 0. An approximate index looks
+        at `oversampling` times as many candidates as usual. Safe to call from several threads. `QueryError` for k < 1,
+        a wrong shape, a NaN or infinite component, or a zero vector.
         """
 
     def save(self, path: Path) -> None:

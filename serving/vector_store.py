@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from data.errors import UserError
 
@@ -125,6 +125,8 @@ class StoreDescription:
     model_fingerprint: str
     source: str
     create_time: datetime  # of the snapshot
+    certificate: Mapping[str, Any] = field(default_factory=dict)  # `index_recall.Certificate` as JSON
+    changes: int = 0  # above the snapshot
 
 
 class StoreView(Protocol):
@@ -151,12 +153,15 @@ class StoreView(Protocol):
         where: Filter | None = None,
         *,
         exact: bool = False,
-        by_text: bool = False,
+        by_text: float = 0.0,
+        oversampling: float = 1.0,
     ) -> list[list[Found]]:
         """The `k` best images for each of `queries` (Q, D) float32 among those that `where` matches, best first.
 
         Fewer when fewer match. Equal scores stand in the order of their ids. `exact` compares with every vector.
-        Queries `by_text` take each image's offset off its score, where the model has a hubness correction.
+        `by_text` is how much of the queries is text: so many times each image's offset is taken off its score, where
+        the model has a hubness correction. An approximate index looks at `oversampling` times as many candidates as
+        usual.
         """
 
     def get(self, image_ids: Sequence[str]) -> list[StoredImage | None]:

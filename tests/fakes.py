@@ -14,6 +14,7 @@ from PIL import Image
 
 from data.images import ImagePreprocessing, load_pixels
 from data.pairs import ImageBytes, ImageTextPair
+from dual_encoder.calibration import Calibration
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -41,6 +42,7 @@ class ColourRuntime:
         self.embedding_dim = len(COLOURS)
         self.preprocessing = ImagePreprocessing(size=8)
         self.hubness = None
+        self.calibration: Calibration | None = None
         self.embedded = 0
 
     def embed_texts(self, texts: Sequence[str], shown: str | None = None) -> np.ndarray:

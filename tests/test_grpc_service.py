@@ -142,9 +142,9 @@ SEARCH = search_service_pb2.SearchRequest
         (SEARCH(query=QUERY(text="red"), min_score=float("nan")), "min_score"),
         (SEARCH(query=QUERY(text="red"), filter="colour = red"), "filter"),
         (SEARCH(query=QUERY(image_id="")), "query.image_id"),
-        (SEARCH(query=QUERY(vector=query_pb2.Vector())), "query.vector.values"),
-        (SEARCH(query=QUERY(vector=query_pb2.Vector(values=[float("nan")] * 8))), "query.vector.values"),
-        (SEARCH(query=QUERY(vector=query_pb2.Vector(values=[0] * 8))), "query.vector.values"),
+        (SEARCH(query=QUERY(vector=query_pb2.Vector())), "query.vector"),
+        (SEARCH(query=QUERY(vector=query_pb2.Vector(values=[float("nan")] * 8))), "query.vector"),
+        (SEARCH(query=QUERY(vector=query_pb2.Vector(values=[0] * 8))), "query.vector"),
     ],
     ids=str,
 )

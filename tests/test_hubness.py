@@ -24,7 +24,8 @@ from dual_encoder.runtime import Runtime
 from dual_encoder.training_data import CaptionTable
 from serving.embedded_store import EmbeddedStore
 from serving.index_job import build_index
-from serving.search_engine import ImageIdQuery, SearchEngine, TextQuery
+from serving.queries import ImageIdQuery, SearchOptions, TextQuery
+from serving.search_engine import SearchEngine
 from serving.vector_index import SearchHit
 
 
@@ -168,8 +169,8 @@ def test_a_search_by_text_takes_offsets_off_and_one_by_image_does_not(tmp_path: 
     pairs = {pair.image_id: pair for pair in ListSource()}
 
     async def ask() -> tuple[list[SearchHit], list[SearchHit]]:
-        by_text = await engine.search(TextQuery("red"), k=5)
-        by_image = await engine.search(ImageIdQuery(by_text.hits[0].image_id), k=5)
+        by_text = await engine.search(TextQuery("red"), SearchOptions(k=5))
+        by_image = await engine.search(ImageIdQuery(by_text.hits[0].image_id), SearchOptions(k=5))
         return by_text.hits, by_image.hits
 
     by_text, by_image = asyncio.run(ask())

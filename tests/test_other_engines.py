@@ -15,8 +15,8 @@ from data.errors import UserError
 from serving import build_index, server
 from serving.embedding_job import EmbeddingJob
 from serving.milvus_store import MilvusStore, StoreUnreachable
+from serving.queries import SearchOptions, TextQuery
 from serving.ray_embedding import RayEmbeddingJob, RaySettings
-from serving.search_engine import TextQuery
 from serving.snapshot import open_snapshot
 
 pytestmark = pytest.mark.usefixtures("kept_streams")
@@ -53,7 +53,7 @@ def test_an_index_in_milvus_is_built_and_served_by_the_same_commands(
     assert "8 images indexed in milvus://" in said
     assert "Traceback" not in said
     engine = server.load_engine(None, "x", address)
-    answer = asyncio.run(engine.search(TextQuery("something blue"), k=3))
+    answer = asyncio.run(engine.search(TextQuery("something blue"), SearchOptions(k=3)))
     assert answer.hits[0].image_id == "blue thing.png"
     with engine.store.view() as view:
         assert view.describe().source == f"folder:{photos}"

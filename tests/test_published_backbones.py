@@ -33,7 +33,8 @@ from dual_encoder.towers.tf_hub import TfHubImage, TfHubText
 from dual_encoder.train import train
 from serving import build_index
 from serving.embedded_store import EmbeddedStore
-from serving.search_engine import SearchEngine, TextQuery
+from serving.queries import SearchOptions, TextQuery
+from serving.search_engine import SearchEngine
 
 TEXTS = ["a red circle", "square, painted blue", ""]
 IMAGES_ADDRESS = "https://tfhub.dev/example/images/1"
@@ -146,7 +147,7 @@ def check_use(bundle: Path, data: str, directory: Path) -> None:
     index = directory / "index"
     assert build_index.main(["--bundle", str(bundle), "--data", data, "--out", str(index)]) == 0
     engine = SearchEngine(runtime, EmbeddedStore.open(index, runtime.fingerprint, writable=False))
-    hits = asyncio.run(engine.search(TextQuery(TEXTS[0]), k=3)).hits
+    hits = asyncio.run(engine.search(TextQuery(TEXTS[0]), SearchOptions(k=3))).hits
     engine.close()
     assert [hit.rank for hit in hits] == [1, 2, 3]
     best = Path(data.removeprefix("jsonl:")) / hits[0].image_id

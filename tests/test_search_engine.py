@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+import shutil
+from contextlib import asynccontextmanager, closing
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from fakes import ColourRuntime, ListSource, picture
 
 from data.errors import QueryError
+from dual_encoder.calibration import Calibration
 from serving.catalog import ImageNotFound
 from serving.embedded_store import EmbeddedStore
 from serving.exact_index import ExactIndex
 from serving.index_job import build_index
-from serving.search_engine import ImageIdQuery, ImageQuery, ImageRefused, SearchEngine, TextQuery, VectorQuery
+from serving.page_tokens import PageTokenExpired
+from serving.queries import (
+    Composition,
+    ImageIdQuery,
+    ImageQuery,
+    ImageRefused,
+    SearchOptions,
+    TextQuery,
+    VectorQuery,
+)
+from serving.search_engine import SearchEngine
 from serving.snapshot import open_snapshot
+from serving.vector_store import Delete
 
 RUNTIME = ColourRuntime()
 
@@ -39,7 +53,7 @@ async def opened(index):
 def search(index, *arguments, **options):
     async def main():
         async with opened(index) as engine:
-            return (await engine.search(*arguments, **options)).hits
+            return (await engine.search(*arguments, SearchOptions(**options))).hits
 
     return asyncio.run(main())
 
@@ -121,22 +135,22 @@ def test_a_filter_leaves_the_best_of_what_matches(index, filter_text, matching):
 @pytest.mark.parametrize(
     ("query", "options", "field"),
     [
-        (TextQuery(""), {}, "text"),
-        (TextQuery(" \t\n\x00 "), {}, "text"),
-        (TextQuery("red " * 2_501), {}, "text"),
-        (TextQuery("red"), {"k": 0}, "k"),
-        (TextQuery("red"), {"k": -1}, "k"),
-        (TextQuery("red"), {"k": 1_001}, "k"),
+        (TextQuery(""), {}, "query.text"),
+        (TextQuery(" \t\n\x00 "), {}, "query.text"),
+        (TextQuery("red " * 2_501), {}, "query.text"),
+        (TextQuery("red"), {"k": 0}, "page_size"),
+        (TextQuery("red"), {"k": -1}, "page_size"),
+        (TextQuery("red"), {"k": 1_001}, "page_size"),
         (TextQuery("red"), {"min_score": float("nan")}, "min_score"),
         (TextQuery("red"), {"min_score": float("inf")}, "min_score"),
         (TextQuery("red"), {"filter_text": "number >"}, "filter"),
-        (ImageIdQuery(""), {}, "image_id"),
-        (ImageIdQuery("x" * 1_025), {}, "image_id"),
-        (VectorQuery([]), {}, "vector"),
-        (VectorQuery([1.0] * 7), {}, "vector"),
-        (VectorQuery([0.0] * 8), {}, "vector"),
-        (VectorQuery([1.0] * 7 + [float("nan")]), {}, "vector"),
-        (VectorQuery([1.0] * 7 + [float("-inf")]), {}, "vector"),
+        (ImageIdQuery(""), {}, "query.image_id"),
+        (ImageIdQuery("x" * 1_025), {}, "query.image_id"),
+        (VectorQuery([]), {}, "query.vector"),
+        (VectorQuery([1.0] * 7), {}, "query.vector"),
+        (VectorQuery([0.0] * 8), {}, "query.vector"),
+        (VectorQuery([1.0] * 7 + [float("nan")]), {}, "query.vector"),
+        (VectorQuery([1.0] * 7 + [float("-inf")]), {}, "query.vector"),
     ],
 )
 def test_what_breaks_a_limit_is_refused_by_its_field(index, query, options, field):
@@ -151,7 +165,7 @@ def test_what_breaks_a_limit_is_refused_by_its_field(index, query, options, fiel
 def test_an_image_that_does_not_decode_is_refused_with_the_reason(index, data, reason):
     with pytest.raises(ImageRefused) as refusal:
         search(index, ImageQuery(data))
-    assert (refusal.value.field, refusal.value.reason) == ("image", reason)
+    assert (refusal.value.field, refusal.value.reason) == ("query.image", reason)
 
 
 def test_an_unknown_image_is_not_found(index):
@@ -205,7 +219,182 @@ def test_many_searches_at_once_get_their_own_answers(index):
     async def main():
         async with opened(index) as engine:
             colours = ["red", "green", "blue", "yellow"] * 25
-            results = await asyncio.gather(*(engine.search(TextQuery(colour), k=3) for colour in colours))
+            results = await asyncio.gather(*(engine.search(TextQuery(colour), SearchOptions(k=3)) for colour in colours))
             assert [answer.hits[0].attributes["colour"] for answer in results] == colours
+
+    asyncio.run(main())
+
+
+def composed(*parts):
+    return Composition(tuple(parts))
+
+
+def test_a_composition_ranks_by_the_weighted_sum_of_its_parts(index):
+    parts = [(TextQuery("red"), 2.0), (ImageIdQuery("blue-0010"), 1.0), (TextQuery("black"), -0.5)]
+    with closing(open_snapshot(index, RUNTIME.fingerprint)) as snapshot:
+        ids = list(snapshot.catalog.ids(range(40)))
+        blue = np.float64(snapshot.vectors[ids.index("blue-0010")])
+        red, black = np.float64(RUNTIME.embed_texts(["red", "black"]))
+        wanted = 2 * red + blue - 0.5 * black
+        expected = np.float64(snapshot.vectors) @ wanted / np.linalg.norm(wanted)
+    hits = search(index, composed(*parts), k=40)
+    assert [hit.score for hit in hits] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    for hit in hits:
+        assert hit.score == pytest.approx(expected[ids.index(hit.image_id)], abs=1e-5)
+
+
+def test_a_part_below_zero_ranks_its_like_last(index):
+    hits = search(index, composed((TextQuery("red and green"), 1.0), (TextQuery("green"), -1.0)), k=40)
+    assert {hit.attributes["colour"] for hit in hits[:5]} == {"red"}
+    assert {hit.attributes["colour"] for hit in hits[-5:]} == {"green"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ([], "query.composition.parts"),
+        ([(TextQuery("red"), 1.0)] * 17, "query.composition.parts"),
+        ([(TextQuery("red"), 1.0), (TextQuery("red"), 0.0)], "query.composition.parts[1].weight"),
+        ([(TextQuery("red"), float("nan"))], "query.composition.parts[0].weight"),
+        ([(TextQuery("red"), 11.0)], "query.composition.parts[0].weight"),
+        ([(TextQuery("red"), 1.0), (TextQuery(" "), 1.0)], "query.composition.parts[1].query.text"),
+        ([(TextQuery("red"), 1.0), (VectorQuery([1.0]), 1.0)], "query.composition.parts[1].query.vector"),
+        ([(TextQuery("red"), 1.0), (TextQuery("red"), -1.0)], "query.composition"),
+    ],
+)
+def test_a_part_at_fault_is_named(index, parts, field):
+    with pytest.raises(QueryError) as refusal:
+        search(index, composed(*parts))
+    assert refusal.value.field == field
+
+
+def pages(index, query, size, **options):
+    """The pages of a search, each with the engine's whole answer."""
+
+    async def main():
+        async with opened(index) as engine:
+            answers, token = [], ""
+            while token or not answers:
+                answers.append(await engine.search(query, SearchOptions(k=size, page_token=token, **options)))
+                token = answers[-1].next_page_token
+            return answers
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("size", [1, 7, 39, 40])
+@pytest.mark.parametrize("options", [{}, {"filter_text": "number < 30"}, {"min_score": 0.3}], ids=str)
+def test_pages_together_are_the_whole_ranking(index, size, options):
+    every = search(index, TextQuery("green and red"), k=1_000, **options)
+    answers = pages(index, TextQuery("green and red"), size, **options)
+    assert [hit for answer in answers for hit in answer.hits] == every
+    assert {answer.index_revision for answer in answers} == {answers[0].index_revision}
+    assert all(len(answer.hits) == size for answer in answers[:-1])
+
+
+def test_a_token_of_another_search_or_of_none_is_refused(index):
+    async def main():
+        async with opened(index) as engine:
+            token = (await engine.search(TextQuery("red"))).next_page_token
+            for query, options in [
+                (TextQuery("blue"), SearchOptions(page_token=token)),
+                (TextQuery("red"), SearchOptions(page_token=token, filter_text="number < 3")),
+                (TextQuery("red"), SearchOptions(page_token="bm9uc2Vuc2U=")),
+                (TextQuery("red"), SearchOptions(page_token="é")),
+            ]:
+                with pytest.raises(QueryError) as refusal:
+                    await engine.search(query, options)
+                assert refusal.value.field == "page_token"
+            assert len((await engine.search(TextQuery("red"), SearchOptions(k=5, page_token=token))).hits) == 5
+
+    asyncio.run(main())
+
+
+def test_pages_go_on_in_the_state_that_they_began_in(index, tmp_path):
+    shutil.copytree(index, tmp_path / "index")
+
+    async def main():
+        async with opened(tmp_path / "index") as engine:
+            every = (await engine.search(TextQuery("red"), SearchOptions(k=40))).hits
+            first = await engine.search(TextQuery("red"), SearchOptions(k=20))
+            engine.store.apply([Delete(hit.image_id) for hit in every[15:25]])
+            rest = await engine.search(TextQuery("red"), SearchOptions(k=20, page_token=first.next_page_token))
+            assert first.hits + rest.hits == every
+            assert len((await engine.search(TextQuery("red"), SearchOptions(k=40))).hits) == 30
+            return first.next_page_token
+
+    token = asyncio.run(main())
+
+    async def later():
+        async with opened(tmp_path / "index") as engine:
+            with pytest.raises(PageTokenExpired):
+                await engine.search(TextQuery("red"), SearchOptions(page_token=token))
+
+    asyncio.run(later())
+
+
+def test_images_that_look_the_same_as_a_better_hit_are_left_out(index):
+    every = search(index, TextQuery("red"), k=40, with_vectors=True)
+    kept = []
+    for hit in every:
+        vector = np.array(hit.vector) / np.linalg.norm(hit.vector)
+        if all(vector @ other < 0.9 for _, other in kept):
+            kept.append((hit.image_id, vector))
+    assert 1 < len(kept) < 40
+    for k in (1, 3, 40):
+        hits = search(index, TextQuery("red"), k=k, deduplicate_similarity=0.9)
+        assert [hit.image_id for hit in hits] == [image_id for image_id, _ in kept][:k]
+    answers = pages(index, TextQuery("red"), 3, deduplicate_similarity=0.9)
+    assert [hit.image_id for answer in answers for hit in answer.hits] == [image_id for image_id, _ in kept]
+
+
+def test_vectors_are_given_when_asked_for(index):
+    (hit,) = search(index, ImageIdQuery("blue-0010"), k=1, with_vectors=True)
+    with closing(open_snapshot(index, RUNTIME.fingerprint)) as snapshot:
+        row = list(snapshot.catalog.ids(range(40))).index(hit.image_id)
+        np.testing.assert_array_equal(hit.vector, np.float32(snapshot.vectors[row]))
+    assert search(index, ImageIdQuery("blue-0010"), k=1)[0].vector is None
+
+
+def test_a_calibrated_model_says_how_likely_a_hit_is_and_whether_anything_matches(index, monkeypatch):
+    calibration = Calibration(0.0, 8.0, 4.0, 0.1, 10, 1_000, 100)
+    monkeypatch.setattr(RUNTIME, "calibration", calibration)
+
+    async def main():
+        async with opened(index) as engine:
+            ten = await engine.search(TextQuery("red"), SearchOptions(k=12))
+            expected = calibration.probability(np.array([[hit.score for hit in ten.hits]]), 40)
+            assert [hit.probability for hit in ten.hits] == expected[0].tolist()
+            assert ten.match_probability == pytest.approx(expected[0, :10].sum())
+            two = await engine.search(TextQuery("red"), SearchOptions(k=2))
+            assert two.hits == ten.hits[:2]
+            assert two.match_probability == ten.match_probability
+            for query, options in [
+                (ImageIdQuery("red-0000"), SearchOptions()),
+                (TextQuery("red"), SearchOptions(filter_text="number < 30")),
+                (TextQuery("red"), SearchOptions(page_token=two.next_page_token, k=3)),
+            ]:
+                answer = await engine.search(query, options)
+                assert answer.match_probability is None
+                assert {hit.probability for hit in answer.hits} == {None}
+
+    asyncio.run(main())
+
+
+def test_what_many_ask_at_once_is_embedded_once(index):
+    class Counting(ColourRuntime):
+        texts: ClassVar[list[str]] = []
+
+        def embed_texts(self, texts, shown=None):
+            self.texts.extend(texts)
+            return super().embed_texts(texts)
+
+    async def main():
+        engine = SearchEngine(Counting(), EmbeddedStore.open(index, RUNTIME.fingerprint, writable=False))
+        answers = await asyncio.gather(*(engine.search(TextQuery(["red", "blue"][at % 2])) for at in range(20)))
+        assert {answer.hits[0].attributes["colour"] for answer in answers} == {"red", "blue"}
+        await engine.search(TextQuery("red"))
+        assert sorted(Counting.texts) == ["blue", "red"]
+        engine.close()
 
     asyncio.run(main())

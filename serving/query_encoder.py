@@ -1,0 +1,175 @@
+"""From queries to vectors: embeds texts and images in batches, once for all who ask the same; knows no index.
+
+Belongs to the event loop that first uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data.durable import digest_bytes
+from data.errors import ImageError, QueryError
+from data.images import load_pixels
+from serving.batcher import Batcher
+from serving.queries import (
+    MAX_PARTS,
+    MAX_WEIGHT,
+    Composition,
+    Example,
+    ImageIdQuery,
+    ImageQuery,
+    ImageRefused,
+    Query,
+    TextQuery,
+    check_count,
+    check_image_id,
+    check_text,
+    unit_vector,
+)
+from serving.single_flight import SingleFlight
+from serving.work_pool import WorkPool, in_order
+
+if TYPE_CHECKING:
+    from dual_encoder.runtime import Runtime
+
+# Images cost many times what texts do; small batches keep a text from waiting long behind them.
+TEXT_BATCH, IMAGE_BATCH = 32, 8
+BULK_TEXT_BATCH = 8
+KEPT_EMBEDDINGS = 10_000  # 15 MB of 384 components
+
+Decode = Callable[[bytes], Awaitable[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class EncodedQuery:
+    """A query as an index is asked: (D,) float32 of unit length, and how much of it is text.
+
+    A text has `by_text` 1, an image 0; in a composition it is the sum of the weights of texts, over the length of the
+    weighted sum, so that hubness offsets count in the scores of its texts only (see `dual_encoder.hubness`).
+    """
+
+    vector: np.ndarray
+    by_text: float
+
+
+class QueryEncoder:
+    """Embeds what clients send. Deadlines are moments on the event loop's clock.
+
+    `decode` turns an encoded image into pixels or raises `ImageError`; `vector_of` gives the vector of an indexed one.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        workers: WorkPool,
+        vector_of: Callable[[str], np.ndarray],
+        decode: Decode | None = None,
+    ) -> None:
+        self._runtime, self._workers, self._vector_of = runtime, workers, vector_of
+        self._decode = decode or self._decode_here
+        self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        turn = asyncio.Lock()
+        self.texts: Batcher[str, np.ndarray] = Batcher(
+            lambda texts: list(runtime.embed_texts(texts)), self._inference, turn, TEXT_BATCH, BULK_TEXT_BATCH
+        )
+        self.images: Batcher[np.ndarray, np.ndarray] = Batcher(
+            lambda pixels: list(runtime.embed_pixels(np.stack(pixels))),
+            self._inference,
+            turn,
+            IMAGE_BATCH,
+            max_waiting=128,
+        )
+        self.kept: SingleFlight[str, np.ndarray] = SingleFlight(KEPT_EMBEDDINGS)
+
+    async def encode(self, query: Query, deadline: float | None = None, *, bulk: bool = False) -> EncodedQuery:
+        """The query's vector; `QueryError` names the field at fault, `ImageNotFound` an image that is not there."""
+        if not isinstance(query, Composition):
+            return await self._encode(query, "query", deadline, bulk)
+        check_count("query.composition.parts", len(query.parts), MAX_PARTS)
+        for place, (_, weight) in enumerate(query.parts):
+            if not 0 < abs(weight) <= MAX_WEIGHT:  # NaN too
+                field = f"query.composition.parts[{place}].weight"
+                expected = f"a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, but not 0"
+                raise QueryError(field, expected, f"{weight:g}", "leave the part out, or weight it in this range")
+        parts = await in_order(
+            self._encode(part, f"query.composition.parts[{place}].query", deadline, bulk)
+            for place, (part, _) in enumerate(query.parts)
+        )
+        return _composed(parts, [weight for _, weight in query.parts])
+
+    async def embed_texts(
+        self, texts: Sequence[str], deadline: float | None = None, *, bulk: bool = True
+    ) -> np.ndarray:
+        """Embeddings (B, D) float32 of texts; `QueryError` names the first that breaks a limit."""
+        for position, text in enumerate(texts):
+            check_text(f"texts[{position}]", text)
+        return np.stack(await self.texts.submit(texts, deadline, bulk=bulk))
+
+    async def embed_images(self, images: Sequence[bytes], field: str, deadline: float | None = None) -> np.ndarray:
+        """Embeddings (B, D) float32 of encoded images; `ImageRefused` names the first that cannot be decoded.
+
+        `field` has a place for the position, such as "images[{}]".
+        """
+        pixels = await in_order(self._pixels(field.format(at), image, deadline) for at, image in enumerate(images))
+        return np.stack(await self.images.submit(pixels, deadline, bulk=True))
+
+    def close(self) -> None:
+        """Stop the thread after what it is doing."""
+        self._inference.shutdown(cancel_futures=True)
+
+    async def _encode(self, query: Example, field: str, deadline: float | None, bulk: bool) -> EncodedQuery:
+        if isinstance(query, TextQuery):
+            return EncodedQuery(await self._text(query.text, f"{field}.text", deadline, bulk), 1.0)
+        if isinstance(query, ImageQuery):
+            return EncodedQuery(await self._image(query.data, f"{field}.image", deadline, bulk), 0.0)
+        if isinstance(query, ImageIdQuery):
+            image_id = query.image_id
+            check_image_id(f"{field}.image_id", image_id)
+            return EncodedQuery(await self._workers.run(lambda: self._vector_of(image_id), deadline), 0.0)
+        return EncodedQuery(unit_vector(f"{field}.vector", query.values, self._runtime.embedding_dim), 0.0)
+
+    async def _text(self, text: str, field: str, deadline: float | None, bulk: bool) -> np.ndarray:
+        kept = self.kept.peek(f"text {text}")
+        if kept is not None:
+            return kept
+        check_text(field, text)
+
+        async def embed() -> np.ndarray:
+            return (await self.texts.submit([text], deadline, bulk=bulk))[0]
+
+        return await self.kept.get(f"text {text}", embed, deadline)
+
+    async def _image(self, data: bytes, field: str, deadline: float | None, bulk: bool) -> np.ndarray:
+        async def embed() -> np.ndarray:
+            pixels = await self._pixels(field, data, deadline)
+            return (await self.images.submit([pixels], deadline, bulk=bulk))[0]
+
+        return await self.kept.get(f"image {digest_bytes(data)}", embed, deadline)
+
+    async def _pixels(self, field: str, data: bytes, deadline: float | None) -> np.ndarray:
+        if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+            raise TimeoutError("the deadline passed before the work began")
+        try:
+            return await self._decode(data)
+        except ImageError as error:
+            raise ImageRefused(field, error) from error
+
+    async def _decode_here(self, data: bytes) -> np.ndarray:
+        return await self._workers.run(lambda: load_pixels(data, self._runtime.preprocessing))
+
+
+def _composed(parts: Sequence[EncodedQuery], weights: Sequence[float]) -> EncodedQuery:
+    weight = np.array(weights)
+    total = weight @ np.stack([part.vector for part in parts]).astype(np.float64)  # (P,) * (P, D) -> (D,)
+    length = np.linalg.norm(total)
+    if length < 1e-3 * np.abs(weight).sum():
+        expected, next_step = "parts whose sum has a direction", "leave out those that cancel each other"
+        raise QueryError("query.composition", expected, "parts that cancel each other", next_step)
+    by_text = float(weight @ [part.by_text for part in parts] / length)
+    return EncodedQuery((total / length).astype(np.float32), by_text)
