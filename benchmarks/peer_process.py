@@ -29,7 +29,7 @@ class PeerProcess:
     """A script of `benchmarks/peers` that waits for its turns.
 
     It takes `settings` as a line of JSON on standard input and prints one JSON line about itself when it is ready. For
-    each further line of input, a number of steps, it prints one JSON line: the seconds they took. It ends with its input.
+    each further line of input, a number of steps, it prints one JSON line: the seconds that took. It ends with it.
     """
 
     def __init__(self, python: Path, script: str, settings: dict[str, Any]) -> None:

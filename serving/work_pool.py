@@ -48,7 +48,7 @@ class WorkPool:
 
 
 async def in_order(work: Iterable[Coroutine[Any, Any, R]]) -> list[R]:
-    """The results of all, which run at the same time; when all ended, the first in order of those that failed is raised."""
+    """The results of all, which run at the same time; when all ended, the first in order that failed is raised."""
     results: list[R] = []
     for result in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(result, BaseException):

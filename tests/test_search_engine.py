@@ -219,7 +219,8 @@ def test_many_searches_at_once_get_their_own_answers(index):
     async def main():
         async with opened(index) as engine:
             colours = ["red", "green", "blue", "yellow"] * 25
-            results = await asyncio.gather(*(engine.search(TextQuery(colour), SearchOptions(k=3)) for colour in colours))
+            three = SearchOptions(k=3)
+            results = await asyncio.gather(*(engine.search(TextQuery(colour), three) for colour in colours))
             assert [answer.hits[0].attributes["colour"] for answer in results] == colours
 
     asyncio.run(main())
