@@ -25,6 +25,15 @@ class _Entry(Generic[T, R]):
     future: asyncio.Future[R]
 
 
+@dataclass(frozen=True)
+class QueueLimits:
+    """How much may wait: `items`, and what they are estimated to take in seconds, for bulk items and for others."""
+
+    items: int = 1_024
+    seconds: float = 0.15
+    bulk_seconds: float = 10.0
+
+
 class Batcher(Generic[T, R]):
     """Maps items to results by `run`, which takes a list of at most `max_batch` and returns a result for each.
 
@@ -41,10 +50,11 @@ class Batcher(Generic[T, R]):
         turn: asyncio.Lock,
         max_batch: int,
         bulk_batch: int | None = None,
-        max_waiting: int = 1_024,
+        limits: QueueLimits | None = None,
     ) -> None:
         self._run, self._executor, self._turn = run, executor, turn
-        self.max_batch, self.bulk_batch, self.max_waiting = max_batch, bulk_batch or max_batch, max_waiting
+        self.max_batch, self.bulk_batch = max_batch, bulk_batch or max_batch
+        self.limits = limits or QueueLimits()
         self._waiting: deque[_Entry[T, R]] = deque()
         self._bulk: deque[_Entry[T, R]] = deque()
         self._running = 0
@@ -64,7 +74,7 @@ class Batcher(Generic[T, R]):
         """
         loop = asyncio.get_running_loop()
         queue = self._bulk if bulk else self._waiting
-        self._admit(len(items), len(queue) + self._running, deadline, loop.time())
+        self._admit(len(items), len(queue) + self._running, deadline, loop.time(), bulk)
         entries: list[_Entry[T, R]] = [_Entry(item, deadline, loop.create_future()) for item in items]
         queue.extend(entries)
         if self._drainer is None:
@@ -77,12 +87,14 @@ class Batcher(Generic[T, R]):
             for entry in entries:
                 entry.future.cancel()  # no effect on those that are done
 
-    def _admit(self, count: int, before: int, deadline: float | None, now: float) -> None:
-        needed = (before + count) * self._item_seconds
-        if before and before + count > self.max_waiting:
-            raise Overloaded(f"{before:,} before this one", max(needed / 2, 0.05))
-        if before and deadline is not None and now < deadline < now + needed:
-            raise Overloaded(f"{needed:.2g} s of work before the deadline of this one", needed / 2)
+    def _admit(self, count: int, before: int, deadline: float | None, now: float, bulk: bool) -> None:
+        """Refuse what would wait too long; one that finds nothing before it never does."""
+        wait, done = before * self._item_seconds, now + (before + count) * self._item_seconds
+        longest = self.limits.bulk_seconds if bulk else self.limits.seconds
+        if before and (before + count > self.limits.items or wait > longest):
+            raise Overloaded(f"{before:,} before this one", max(wait / 2, 0.05))
+        if before and deadline is not None and now < deadline < done:
+            raise Overloaded(f"{done - now:.2g} s of work, longer than the deadline of this one", max(wait / 2, 0.05))
 
     async def _drain(self) -> None:
         """Run batches until nothing waits."""

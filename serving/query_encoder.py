@@ -16,7 +16,7 @@ import numpy as np
 from data.durable import digest_bytes
 from data.errors import ImageError, QueryError
 from data.images import load_pixels
-from serving.batcher import Batcher
+from serving.batcher import Batcher, QueueLimits
 from serving.queries import (
     MAX_PARTS,
     MAX_WEIGHT,
@@ -83,7 +83,7 @@ class QueryEncoder:
             self._inference,
             turn,
             IMAGE_BATCH,
-            max_waiting=128,
+            limits=QueueLimits(items=128, seconds=0.5),
         )
         self.kept: SingleFlight[str, np.ndarray] = SingleFlight(KEPT_EMBEDDINGS)
 

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.batcher import Batcher
+from serving.batcher import Batcher, QueueLimits
+from serving.overload import Overloaded
 
 
 class Gate:
@@ -171,3 +172,62 @@ def test_batchers_that_share_a_turn_alternate():
         assert order == ["image", "text", "image", "image"]
 
     asyncio.run(main())
+
+
+def test_bulk_items_wait_for_the_others_and_run_few_at_once():
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        batcher.bulk_batch = 2
+        first = await occupied(batcher, gate)
+        bulk = asyncio.create_task(batcher.submit([1, 2, 3], bulk=True))
+        while not batcher._bulk:
+            await asyncio.sleep(0)
+        later = await waiting(batcher, 4)
+        gate.opened.set()
+        assert await bulk == [10, 20, 30]
+        await asyncio.gather(first, later)
+        assert gate.batches == [[0], [4], [1, 2], [3]]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("limits", "bulk", "deadline", "refused"),
+    [
+        (QueueLimits(items=2, seconds=9), False, None, True),
+        (QueueLimits(items=3, seconds=9), False, None, False),
+        (QueueLimits(seconds=1.9), False, None, True),
+        (QueueLimits(seconds=2.1), False, None, False),
+        (QueueLimits(bulk_seconds=0.9), True, None, True),
+        (QueueLimits(bulk_seconds=1.1), True, None, False),
+        (QueueLimits(seconds=9), False, 2.5, True),
+        (QueueLimits(seconds=9), False, 60.0, False),
+    ],
+)
+def test_what_would_wait_too_long_is_refused_at_once_and_told_when_to_come_back(limits, bulk, deadline, refused):
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        first = await occupied(batcher, gate)
+        second = await waiting(batcher, 1)
+        batcher.limits, batcher._item_seconds = limits, 1.0  # one runs and one waits: two seconds
+        until = None if deadline is None else asyncio.get_running_loop().time() + deadline
+        third = asyncio.create_task(batcher.submit([2], until, bulk=bulk))
+        await asyncio.sleep(0)
+        assert third.done() is refused
+        gate.opened.set()
+        if refused:
+            with pytest.raises(Overloaded) as refusal:
+                await third
+            assert refusal.value.retry_after > 0
+        else:
+            assert await third == [20]
+        await asyncio.gather(first, second)
+
+    run(scenario)
+
+
+def test_nothing_is_refused_that_finds_nothing_before_it():
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        batcher.limits, batcher._item_seconds = QueueLimits(items=1, seconds=0.0), 100.0
+        gate.opened.set()
+        assert await batcher.submit([1, 2, 3, 4, 5], asyncio.get_running_loop().time() + 20) == [10, 20, 30, 40, 50]
+
+    run(scenario)
