@@ -123,7 +123,10 @@ async def as_they_come(
         while (response := await answers.get()) is not None:
             room.release()
             yield response
-        await reading
+        try:
+            await reading
+        except BaseExceptionGroup as errors:  # the group around the tasks; what went wrong is in it
+            raise errors.exceptions[0] from None
     finally:
         reading.cancel()
 

@@ -52,8 +52,8 @@ def read_mask(mask: FieldMask, known: Sequence[str]) -> ReadMask:
         return ReadMask(frozenset(known) - {"vector"}, None)
     fields, attributes = set(), set()
     for path in mask.paths:
-        field, _, name = path.partition(".")
-        if field not in known and path != "*" or (name and field != "attributes"):
+        field, dot, name = path.partition(".")
+        if path != "*" and (field not in known or (dot and (field != "attributes" or not name))):
             raise QueryError("read_mask", f"some of {', '.join(known)}", repr(path)[:200], "correct the path")
         if path == "*":
             return ReadMask(frozenset(known), None)
