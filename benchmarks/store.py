@@ -1,12 +1,13 @@
 """Durable upserts of the embedded store against what the disk can flush, and searches while it compacts and publishes.
 
-python -m benchmarks.store --json build/store.json
+OPENBLAS_NUM_THREADS=1 python -m benchmarks.store --json build/store.json
 
 An upsert is a vector of 384 dimensions, a caption and five attributes, on the disk when it is acknowledged. The limit
 beside each row is measured in the same run, in the same directory, turn by turn: a plain file that is appended to by as
 many bytes as the log takes for one commit of what all threads have under way, and flushed (fdatasync), so many times a
 second. Searches: 10 best of random directions near the stored ones, one after the other on one thread, idle and while a
-compaction runs in a process of its own and its snapshot is taken over; upserts go on meanwhile.
+compaction runs in a process of its own and its snapshot is taken over; upserts go on meanwhile. Run it with
+`OPENBLAS_NUM_THREADS=1`, which the server sets for itself.
 """
 
 from __future__ import annotations

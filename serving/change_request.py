@@ -79,12 +79,17 @@ def _encode(change: Upsert, vector: bytes) -> LoggedChange:
     for name, value in change.attributes.items():
         if not is_attribute(value):
             raise QueryError("attributes", EXPECTED, f"{name!r} = {value!r}"[:200], "correct or remove the attribute")
+    for name, texts in (
+        ("digest", (change.digest,)),
+        ("location", (change.location,)),
+        ("captions", change.captions),
+        ("attributes", change.attributes),
+    ):
+        for text in texts:
+            if not is_unicode(text):
+                raise QueryError(name, "valid Unicode", ascii(text)[:200], "correct the text")
     captions, attributes = captions_json(change.captions), attributes_json(change.attributes)
-    row = LoggedChange(0, change.image_id, vector, change.digest, change.location, captions, attributes)
-    for field in ("digest", "location", "captions", "attributes"):
-        if not is_unicode(getattr(row, field)):
-            raise QueryError(field, "valid Unicode", ascii(getattr(row, field))[:200], "correct the text")
-    return row
+    return LoggedChange(0, change.image_id, vector, change.digest, change.location, captions, attributes)
 
 
 def _digest(rows: Sequence[LoggedChange], if_versions: Sequence[int | None]) -> str:

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def start_compaction(index: Path) -> subprocess.Popen[bytes]:
-    """Start `compact` in a process of its own at the lowest priority, so that no search waits for it."""
+    """Start `compact` in a process of its own at a low priority, so that no search waits for it."""
     return subprocess.Popen([sys.executable, "-m", "serving.manage", "compact", "--gently", str(index)])
 
 

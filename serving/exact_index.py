@@ -9,6 +9,7 @@ import numpy as np
 
 from data.errors import QueryError, SnapshotError
 from serving.row_subset import RowSubset
+from serving.vector_rows import rows_of
 
 # Rows compared at once; with 384 dimensions a block is 25 MB, so memory stays bounded however large the index is.
 BLOCK_ROWS = 16_384
@@ -97,7 +98,7 @@ def best_of(
     for position, (query, found) in enumerate(zip(queries, candidates, strict=True)):
         exact = np.empty(len(found), np.float32)
         for start in range(0, len(found), BLOCK_ROWS):
-            block = as_float32(vectors[found[start : start + BLOCK_ROWS]]).astype(np.float64)
+            block = as_float32(rows_of(vectors, found[start : start + BLOCK_ROWS])).astype(np.float64)
             exact[start : start + BLOCK_ROWS] = np.einsum("bd,d->b", block, query.astype(np.float64))
         best = np.lexsort((found, -exact))[:k]
         scores[position], rows[position] = exact[best], found[best]

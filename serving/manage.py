@@ -17,8 +17,9 @@ from data import console
 if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
 
-# The lowest: a compaction may take longer, a search may not.
-NICENESS = 19
+# A compaction may take longer, a search may not; but it must come to an end while searches keep every core busy, which
+# at the lowest priority of all it would not.
+NICENESS = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:

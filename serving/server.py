@@ -195,6 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.store and not arguments.bundle:
         parser.error("--store needs --bundle, the model that the images were embedded by")
+    # Searches run side by side; threads of one matrix product would only take cores from the others. NumPy reads this
+    # when it is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     serve(arguments.address, lambda: load_engine(arguments.index, arguments.bundle, arguments.store), arguments.grace)
     return console.EXIT_OK

@@ -36,6 +36,7 @@ from serving.catalog import Catalog
 from serving.filters import Filter
 from serving.staged_snapshot import CATALOG, VECTORS
 from serving.vector_index import VectorIndex
+from serving.vector_rows import map_vectors
 
 FORMAT_VERSION = 2
 COLUMNS = "columns.arrow"
@@ -217,7 +218,7 @@ def _load(path: Path, manifest: Manifest, held: contextlib.ExitStack) -> Snapsho
 
     with contextlib.ExitStack() as opened:
         opened.push(held)
-        vectors = np.load(path / VECTORS, mmap_mode="r", allow_pickle=False)
+        vectors = map_vectors(path / VECTORS)
         shape = (manifest.image_count, manifest.width)
         if vectors.shape != shape or vectors.dtype != np.float16:
             raise _altered(path, f"{VECTORS} holds {vectors.dtype} {vectors.shape} instead of float16 {shape}")
