@@ -36,7 +36,7 @@ def rows_of(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if not isinstance(vectors, MappedVectors) or vectors.descriptor is None or len(rows) > FEW:
         return vectors[rows]
     taken = np.empty((len(rows), vectors.shape[1]), vectors.dtype)
-    size, into = taken.strides[0], memoryview(taken).cast("B")
+    size, into = taken.strides[0], taken.view(np.uint8).data.cast("B")
     for place, row in enumerate(rows.tolist()):
         part = into[place * size : (place + 1) * size]
         if os.preadv(vectors.descriptor, [part], vectors.offset + row * size) != size:
