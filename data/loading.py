@@ -18,7 +18,7 @@ from data.digest_memo import DigestMemo, FileStamp
 from data.durable import digest_bytes
 from data.errors import ImageError
 from data.images import DEFAULT_LIMITS, ImageLimits, ImagePreprocessing, load_resized, normalise_batch
-from data.pairs import ImageBytes, ImageFile, ImageTextPair
+from data.pairs import EncodedImage, ImageFile, ImageTextPair
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -59,10 +59,10 @@ def map_ordered(function: Callable[[A], B], items: Iterable[A], ahead: int, work
                 future.cancel()
 
 
-def content_digests(images: Iterable[ImageFile | ImageBytes], limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[str]:
+def content_digests(images: Iterable[EncodedImage], limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[str]:
     """SHA-256 of each image's bytes, or `unreadable:REASON`; a file that did not change is read once only."""
 
-    def digest(image: ImageFile | ImageBytes) -> str:
+    def digest(image: EncodedImage) -> str:
         try:
             return digest_bytes(image.read(limits))
         except ImageError as error:
@@ -90,7 +90,7 @@ def with_digests(pairs: Iterable[ImageTextPair]) -> list[ImageTextPair]:
 
 
 def decoded_batches(
-    images: Iterable[ImageFile | ImageBytes],
+    images: Iterable[EncodedImage],
     preprocessing: ImagePreprocessing,
     batch_size: int = 32,
     limits: ImageLimits = DEFAULT_LIMITS,
@@ -100,7 +100,7 @@ def decoded_batches(
     At most two batches wait, as bytes; they become float32 when they are asked for.
     """
 
-    def load(image: ImageFile | ImageBytes) -> np.ndarray | ImageError:
+    def load(image: EncodedImage) -> np.ndarray | ImageError:
         try:
             return load_resized(image.read(limits), preprocessing, limits)
         except ImageError as error:

@@ -40,8 +40,34 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
+class ImageRange:
+    """An image inside a file, as it is: `size` bytes from byte `offset` on; nothing is read before `read`."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+        """The bytes; `ImageError` when the file is absent, unreadable or too short, or there are more than allowed."""
+        if self.size > limits.max_bytes:
+            raise _too_many_bytes(self.size, limits)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise ImageError(
+                "unreadable", "a readable file", f"{error}", "check the path and its permissions"
+            ) from error
+        if len(data) < self.size:
+            received = f"the end of {self.path} after {len(data):,} bytes"
+            raise ImageError("damaged", f"{self.size:,} bytes", received, "fetch or make the file again")
+        return data
+
+
+@dataclass(frozen=True)
 class ImageBytes:
-    """An image made or fetched on demand: drawn from a font, or read from inside an archive.
+    """An image made or fetched on demand: drawn from a font, or read from a column of a table.
 
     `size` is its length in bytes where that is known without loading it, so that a larger one than allowed is refused
     before it takes memory.
@@ -58,6 +84,9 @@ class ImageBytes:
         if len(data) > limits.max_bytes:
             raise _too_many_bytes(len(data), limits)
         return data
+
+
+EncodedImage = ImageFile | ImageRange | ImageBytes
 
 
 def _too_many_bytes(received: int, limits: ImageLimits) -> ImageError:
@@ -80,7 +109,7 @@ class ImageTextPair:
     """
 
     image_id: str
-    image: ImageFile | ImageBytes
+    image: EncodedImage
     captions: tuple[str, ...] = ()
     group: str | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)

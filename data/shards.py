@@ -8,7 +8,6 @@ from the middle of its shard when it is asked for.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from data.attributes import attributes_from_json, attributes_to_json
 from data.durable import canonical_json, changed_files, directory_digests, sync_path, write_json
 from data.errors import SourceError
-from data.pairs import ImageBytes, ImageTextPair
+from data.pairs import ImageRange, ImageTextPair
 from data.quiet_tensorflow import os_errors
 from data.tf_records import parse_example, read_records
 
@@ -184,7 +183,7 @@ def _pair(path: Path, start: int, record: bytes) -> ImageTextPair:
     ((first, last),) = features["image"].spans
     return ImageTextPair(
         texts["image_id"][0],
-        ImageBytes(functools.partial(_read_slice, path, start + first, last - first)),
+        ImageRange(path, start + first, last - first),
         tuple(texts["captions"]),
         texts["group"][0] if texts["group"] else None,
         attributes_from_json(json.loads(texts["attributes"][0])),
@@ -192,9 +191,3 @@ def _pair(path: Path, start: int, record: bytes) -> ImageTextPair:
         next(iter(texts.get("sha256", [])), None),  # absent from shards of earlier versions
         tuple(float(weight) for weight in texts.get("caption_weights", [])),
     )
-
-
-def _read_slice(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)

@@ -22,9 +22,9 @@ from data.errors import ImageError
 from data.image_likeness import SIDE, alike_in_part, look_of, mirror
 from data.images import decode
 from data.loading import map_ordered
+from serving.image_files import find_image
 from serving.snapshot import Snapshot, open_snapshot
 from serving.source_entries import DistinctIds
-from serving.uploaded_images import find_image
 
 DUPLICATES = "duplicates.json"
 
@@ -143,7 +143,7 @@ def _small_copies(index: Path, snapshot: Snapshot) -> Callable[[int], np.ndarray
         (entry,) = snapshot.catalog.by_rows([row])
         file = find_image(index, entry.digest, entry.location)
         try:
-            return None if file is None else look_of(decode(file.read_bytes(), enough=4 * SIDE)).copy
+            return None if file is None else look_of(decode(file.read(), enough=4 * SIDE)).copy
         except (OSError, ImageError):
             return None
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from data.errors import ImageError, SourceError
 from data.images import load_pixels
-from serving.uploaded_images import find_image
+from data.pairs import ImageFile, ImageRange
+from serving.image_files import find_image
 
 if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
@@ -66,10 +67,10 @@ class Reembedding:
     def _runtime(self) -> Runtime:
         return self._load()
 
-    def _embed(self, files: Sequence[Path | None]) -> list[np.ndarray | None]:
+    def _embed(self, files: Sequence[ImageFile | ImageRange | None]) -> list[np.ndarray | None]:
         found = [file for file in files if file is not None]
         try:
-            pixels = [load_pixels(file.read_bytes(), self._runtime.preprocessing) for file in found]
+            pixels = [load_pixels(file.read(), self._runtime.preprocessing) for file in found]
         except ImageError as error:
             raise SourceError("images that decode", f"{error}", "delete the image, or give it another one") from error
         embedded = iter(kept_vectors(self._runtime, self._runtime.embed_pixels(np.stack(pixels))) if pixels else ())

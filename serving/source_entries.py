@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from data.attributes import EXPECTED, is_attribute, is_unicode
 from data.errors import SourceError
-from data.pairs import AttributeValue, ImageFile, ImageTextPair, PairSource
+from data.pairs import AttributeValue, ImageTextPair, PairSource
 from data.splits import split_pairs
 from serving.catalog import CatalogEntry
 from serving.change_request import MAX_ID_CHARACTERS
+from serving.image_files import location_of
 
 _CACHE_KB = 16_384
 
@@ -78,7 +79,7 @@ def is_storable_id(image_id: str) -> bool:
 
 def entry_of_pair(pair: ImageTextPair, digest: str, origin: str) -> CatalogEntry:
     """What a catalog keeps of a pair; `SourceError` for an attribute that it cannot keep."""
-    location = str(pair.image.path.resolve()) if isinstance(pair.image, ImageFile) else ""
+    location = location_of(pair.image)
     return CatalogEntry(
         pair.image_id,
         digest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.durable import digest_bytes, digest_file, write_atomic
+from data.durable import digest_bytes, write_atomic
 
 IMAGES = "images"
 
@@ -22,15 +22,3 @@ def keep_image(index: Path, data: bytes) -> str:
 def image_path(index: Path, digest: str) -> Path:
     """Where the image with this digest is, if it was uploaded."""
     return index / IMAGES / digest[:2] / digest
-
-
-def find_image(index: Path, digest: str, location: str) -> Path | None:
-    """The file that holds the image with this digest: uploaded, or at its location and unchanged."""
-    uploaded = image_path(index, digest)
-    for path in (uploaded, Path(location)) if location else (uploaded,):
-        try:
-            if digest and path.is_file() and digest_file(path) == digest:
-                return path
-        except OSError:
-            continue
-    return None

@@ -12,7 +12,7 @@ from typing import IO, Any, AnyStr
 
 from data.attributes import TIMESTAMP, is_unicode, parse_timestamp
 from data.errors import SourceError
-from data.pairs import AttributeValue, ImageBytes, ImageFile, ImageTextPair
+from data.pairs import AttributeValue, EncodedImage, ImageFile, ImageTextPair
 from data.text import clean_caption
 
 # How data sets call the three splits.
@@ -167,7 +167,7 @@ def holds_captions(name: str) -> bool:
 
 def pair_of(
     image_id: str,
-    image: ImageFile | ImageBytes,
+    image: EncodedImage,
     row: Mapping[str, Any],
     place: str,
     split: str | None = None,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data.console import say
-from data.errors import ImageError, SourceError
-from data.pairs import ImageBytes, ImageTextPair
+from data.errors import SourceError
+from data.pairs import ImageRange, ImageTextPair
 from data.sources.image_folder import caption_from_name
 from data.sources.rows import SPLIT_NAMES, holds_captions, malformed, pair_of, read_json, read_text
 from data.tf_records import Feature, parse_example, read_records
@@ -108,7 +108,7 @@ class Tfds:
         if not captions:
             captions = [caption_from_name(label) for label in _class_names(values)]
         (first, last) = spans[0]
-        image = ImageBytes(_Slice(path, start + first, last - first), last - first)
+        image = ImageRange(path, start + first, last - first)
         return pair_of(image_id, image, row, place, split, captions)
 
 
@@ -117,26 +117,6 @@ def _class_names(values: dict[_Column, Any]) -> Iterator[str]:
     for column, value in values.items():
         if column.kind == "label" and isinstance(value, str):
             yield value
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Reads one image out of its file."""
-
-    path: Path
-    offset: int
-    size: int
-
-    def __call__(self) -> bytes:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise ImageError("unreadable", "a readable file", f"{error}", "check the path") from error
-        if len(data) < self.size:
-            raise ImageError("damaged", f"{self.size:,} bytes", f"{len(data):,} in {self.path}", PREPARE_AGAIN)
-        return data
 
 
 class _Split:

@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 
 from data.console import progress, say
-from data.errors import ImageError, SourceError
-from data.pairs import ImageBytes, ImageTextPair
+from data.errors import SourceError
+from data.pairs import ImageRange, ImageTextPair
 from data.sources.image_folder import printable
 from data.sources.rows import malformed, pair_of, parse_json, splits_of_files, visible_files
 
@@ -41,29 +41,6 @@ class _Shard:
     name: str
     keys: str  # joined by NUL
     places: np.ndarray  # (samples, 3 parts, 2) int64: offset, size; size -1 for a part that is absent
-
-
-@dataclass(frozen=True)
-class _Member:
-    """Reads one member out of its shard."""
-
-    path: Path
-    offset: int
-    size: int
-
-    def __call__(self) -> bytes:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise ImageError(
-                "unreadable", "a readable shard", f"{error}", "check the path and its permissions"
-            ) from error
-        if len(data) < self.size:
-            received = f"the end of {self.path} after {len(data):,} bytes"
-            raise ImageError("damaged", f"{self.size:,} bytes", received, "fetch the shard again")
-        return data
 
 
 class WebDataset:
@@ -111,7 +88,7 @@ class WebDataset:
                     if image[1] >= 0:
                         row = _fields(file, fields, f"{place}.json")
                         caption = [_text(file, text, f"{place}.txt")] if text[1] >= 0 else []
-                        picture = ImageBytes(_Member(shard.path, *image), image[1])
+                        picture = ImageRange(shard.path, *image)
                         yield pair_of(f"{shard.name}/{key}", picture, row, place, split, caption)
 
 
