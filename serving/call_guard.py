@@ -1,23 +1,26 @@
-"""What stands around every call: who asks, until when, for which engine, and a status for every error; knows no method.
+"""What stands around every call: who asks, until when, for which engine, a status for every error; knows no transport.
 
-Handlers are methods of services that have a `guard`, decorated with `unary` or `streaming`.
+Example: `with guard.admit("SearchService.Search", origin) as call: …`. Whatever is raised inside, or by `admit` itself,
+leaves as a `CallRefused`, whose status is what the client is told.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import itertools
 import logging
-import uuid
+import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import TypeVar
 
-import grpc
-from google.rpc import status_pb2
-from grpc_status import rpc_status
+from google.rpc import code_pb2, status_pb2
 
+from serving.callers import Caller, Origin, PermissionDenied, UnknownMethod
 from serving.error_details import NotReady, status_of
+from serving.method_policies import POLICIES, MethodPolicy, Scope
 from serving.search_engine import SearchEngine
 
 IN_FLIGHT = 32  # answers under way in one stream
@@ -29,72 +32,133 @@ _Response = TypeVar("_Response")
 
 @dataclass(frozen=True)
 class Call:
-    """One call. `deadline` is a moment on the event loop's clock, or None."""
+    """One admitted call. `deadline` is a moment on the event loop's clock, or None."""
 
     method: str
     request_id: str
     deadline: float | None
     engine: SearchEngine
+    caller: Caller
+    origin: Origin
+
+    def require(self, scope: Scope) -> None:
+        """`PermissionDenied` unless the caller has a scope that only some requests of the method need."""
+        if scope not in self.caller.scopes:
+            raise PermissionDenied(scope)
+
+
+@dataclass(frozen=True)
+class EndedCall:
+    """What metrics and logs learn of a call. `caller` is None when it was not known; `code` is a google.rpc.Code."""
+
+    method: str
+    request_id: str
+    caller: Caller | None
+    origin: Origin
+    code: int
+    seconds: float
+    error: BaseException | None
+
+
+class CallRefused(Exception):
+    """A call ends with an error; `status` is all that the client may know of it."""
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.status = status
 
 
 class CallGuard:
-    """What answers now, and what every call passes on its way there."""
+    """What answers now, and what every call passes on its way there.
+
+    Each of `observers` is told the end of every call, on the event loop, and must be quick.
+    """
 
     def __init__(self) -> None:
         self.engine: SearchEngine | None = None  # None until the model and the index are loaded
+        self.observers: list[Callable[[EndedCall], None]] = []
+        self._process = secrets.token_hex(6)
+        self._count = itertools.count(1)
 
-    def admit(self, method: str, context: grpc.aio.ServicerContext) -> Call:
-        """Let a call in; what it raises is told to the client."""
-        remaining = context.time_remaining()
-        if remaining is not None and remaining <= 0:
-            raise TimeoutError
-        if self.engine is None:
-            raise NotReady
-        deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
-        return Call(method, uuid.uuid4().hex, deadline, self.engine)
+    def admit(self, method: str, origin: Origin) -> Admission:
+        """Let a call of `method`, such as "SearchService.Search", in for the length of a `with` block."""
+        admission = Admission(self, method, f"{self._process}-{next(self._count):x}", origin)
+        try:
+            admission.admit()
+        except Exception as error:
+            refused = admission.end(error)
+            assert refused is not None
+            raise refused from error
+        return admission
 
     def status(self, error: Exception, method: str, request_id: str) -> status_pb2.Status:
         """What a client is told of `error`; a defect is logged."""
         status = status_of(error, request_id)
-        if status.code == grpc.StatusCode.INTERNAL.value[0]:
+        if status.code == code_pb2.INTERNAL:
             _log.error("request %s failed in %s", request_id, method, exc_info=error)
         return status
 
-
-def unary(handler: Callable[..., Awaitable[_Response]]) -> Callable[..., Awaitable[_Response]]:
-    """A method with one answer, from `handler(service, request, call)`."""
-
-    @functools.wraps(handler)
-    async def answer(service: Any, request: Any, context: grpc.aio.ServicerContext) -> _Response:
-        method, request_id = handler.__qualname__, ""
-        try:
-            call = service.guard.admit(method, context)
-            request_id = call.request_id
-            return await handler(service, request, call)
-        except Exception as error:
-            await _abort(context, service.guard.status(error, method, request_id or uuid.uuid4().hex))
-        raise AssertionError("abort always raises")
-
-    return answer
+    def caller(self, origin: Origin) -> Caller:
+        """Who calls; `Unauthenticated`."""
+        return Caller(origin.peer, frozenset(Scope))
 
 
-def streaming(handler: Callable[..., AsyncIterator[_Response]]) -> Callable[..., AsyncIterator[_Response]]:
-    """A method that answers a stream with a stream, from `handler(service, requests, call)`."""
+class Admission:
+    """The time between a call's beginning and its end."""
 
-    @functools.wraps(handler)
-    async def answer(
-        service: Any, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[_Response]:
-        method, request_id = handler.__qualname__, ""
-        try:
-            call = service.guard.admit(method, context)
-            request_id = call.request_id
-            async for response in handler(service, requests, call):
-                yield response
-        except Exception as error:
-            await _abort(context, service.guard.status(error, method, request_id or uuid.uuid4().hex))
+    __slots__ = ("_guard", "method", "request_id", "origin", "caller", "call", "_began")
 
-    return answer
+    def __init__(self, guard: CallGuard, method: str, request_id: str, origin: Origin) -> None:
+        self._guard, self.method, self.request_id, self.origin = guard, method, request_id, origin
+        self.caller: Caller | None = None
+        self.call: Call | None = None
+        self._began = time.perf_counter()
+
+    def admit(self) -> None:
+        """Decide; what this raises is told to the client."""
+        guard, origin = self._guard, self.origin
+        caller = self.caller = guard.caller(origin)
+        _check_policy(POLICIES.get(self.method), caller, origin)
+        remaining = origin.remaining
+        if remaining is not None and remaining <= 0:
+            raise TimeoutError
+        if guard.engine is None:
+            raise NotReady
+        deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
+        self.call = Call(self.method, self.request_id, deadline, guard.engine, caller, origin)
+
+    def end(self, error: BaseException | None) -> CallRefused | None:
+        """Tell the observers; return what the client is told of `error`."""
+        code, refused = code_pb2.OK, None
+        if isinstance(error, Exception):
+            status = self._guard.status(error, self.method, self.request_id)
+            code, refused = status.code, CallRefused(status)
+        elif error is not None:  # nobody waits for an answer any more
+            code = code_pb2.CANCELLED
+        if self._guard.observers:
+            seconds = time.perf_counter() - self._began
+            ended = EndedCall(self.method, self.request_id, self.caller, self.origin, code, seconds, error)
+            for observer in self._guard.observers:
+                observer(ended)
+        return refused
+
+    def __enter__(self) -> Call:
+        assert self.call is not None
+        return self.call
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        refused = self.end(error)
+        if refused is not None:
+            raise refused from error
+
+
+def _check_policy(policy: MethodPolicy | None, caller: Caller, origin: Origin) -> None:
+    if policy is None or (policy.admin and not origin.admin):
+        raise UnknownMethod
+    if policy.scope not in caller.scopes:
+        raise PermissionDenied(policy.scope)
 
 
 async def as_they_come(
@@ -111,10 +175,13 @@ async def as_they_come(
         answers.put_nowait(await answer(request))
 
     async def all_of_them() -> None:
-        async with asyncio.TaskGroup() as group:
-            async for request in requests:
-                await room.acquire()
-                group.create_task(one(request))
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for request in requests:
+                    await room.acquire()
+                    group.create_task(one(request))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         answers.put_nowait(None)
 
     reading = asyncio.create_task(all_of_them())
@@ -129,8 +196,3 @@ async def as_they_come(
             raise errors.exceptions[0] from None
     finally:
         reading.cancel()
-
-
-async def _abort(context: grpc.aio.ServicerContext, status: status_pb2.Status) -> None:
-    told = rpc_status.to_status(status)
-    await context.abort(told.code, told.details, told.trailing_metadata)

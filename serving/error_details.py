@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from data.errors import QueryError
+from serving.callers import PermissionDenied, Unauthenticated, UnknownMethod
 from serving.catalog import ImageNotFound
 from serving.overload import Overloaded
 from serving.page_tokens import PageTokenExpired
@@ -32,9 +33,17 @@ class Reason(StrEnum):
     IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"  # the index holds no image with this id
     PAGE_TOKEN_EXPIRED = "PAGE_TOKEN_EXPIRED"  # the index has changed too much since; begin with the first page
     OVERLOADED = "OVERLOADED"  # more waits than can be done in time; try again after the delay in RetryInfo
+    MALFORMED_REQUEST = "MALFORMED_REQUEST"  # the request is no message of the method's type
+    METHOD_NOT_FOUND = "METHOD_NOT_FOUND"  # no method of this name is answered at this address
+    UNAUTHENTICATED = "UNAUTHENTICATED"  # no credential, or one that is not accepted
+    PERMISSION_DENIED = "PERMISSION_DENIED"  # the credential has not the scope that this needs
     NOT_READY = "NOT_READY"  # the model and the index are being loaded; try again
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # the caller's deadline passed before the work began
     INTERNAL = "INTERNAL"  # a defect; the server's log tells more under the request id
+
+
+class MalformedRequest(Exception):
+    """What came is no message of the method's type; the text is for the client."""
 
 
 class NotReady(Exception):
@@ -61,6 +70,17 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(max(1, round(1_000 * error.retry_after)))
         return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), Reason.OVERLOADED, retry)
+    if isinstance(error, MalformedRequest):
+        violation = error_details_pb2.BadRequest.FieldViolation(description=_short(str(error)))
+        bad_request = error_details_pb2.BadRequest(field_violations=[violation])
+        return _status(grpc.StatusCode.INVALID_ARGUMENT, str(error), Reason.MALFORMED_REQUEST, bad_request)
+    if isinstance(error, UnknownMethod):
+        message = "no such method is answered at this address"
+        return _status(grpc.StatusCode.UNIMPLEMENTED, message, Reason.METHOD_NOT_FOUND)
+    if isinstance(error, Unauthenticated):
+        return _status(grpc.StatusCode.UNAUTHENTICATED, str(error), Reason.UNAUTHENTICATED)
+    if isinstance(error, PermissionDenied):
+        return _status(grpc.StatusCode.PERMISSION_DENIED, str(error), Reason.PERMISSION_DENIED)
     if isinstance(error, NotReady):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromSeconds(1)

@@ -18,27 +18,26 @@ from protos.imageretrieval.v1 import (
     search_service_pb2_grpc,
     status_pb2,
 )
-from serving.call_guard import Call, CallGuard, as_they_come, streaming, unary
+from serving.call_guard import Call, CallGuard, as_they_come
+from serving.grpc_methods import add_service
+from serving.method_policies import Scope
 from serving.proto_values import HIT_FIELDS, options_of, query_of, read_mask, response_of
 from serving.queries import check_count
 
 MAX_SEARCHES = 64
 
-SERVICES = tuple(
-    descriptor.services_by_name[name].full_name
-    for descriptor, name in (
-        (search_service_pb2.DESCRIPTOR, "SearchService"),
-        (embedding_service_pb2.DESCRIPTOR, "EmbeddingService"),
-        (index_service_pb2.DESCRIPTOR, "IndexService"),
-    )
-)
+_SERVICES = {
+    search_service_pb2.DESCRIPTOR.services_by_name["SearchService"]: lambda guard: SearchService(guard),
+    embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]: lambda guard: EmbeddingService(guard),
+    index_service_pb2.DESCRIPTOR.services_by_name["IndexService"]: lambda guard: IndexService(guard),
+}
+SERVICES = tuple(descriptor.full_name for descriptor in _SERVICES)
 
 
-def add_services(server: grpc.aio.Server, guard: CallGuard) -> None:
-    """Register the services."""
-    search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(guard), server)
-    embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(guard), server)
-    index_service_pb2_grpc.add_IndexServiceServicer_to_server(IndexService(guard), server)
+def add_services(server: grpc.aio.Server, guard: CallGuard, admin: bool = False) -> None:
+    """Register the services; `admin` where operators may call."""
+    for descriptor, make in _SERVICES.items():
+        add_service(server, descriptor, make(guard), guard, admin)
 
 
 class SearchService(search_service_pb2_grpc.SearchServiceServicer):
@@ -47,12 +46,10 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
     def __init__(self, guard: CallGuard) -> None:
         self.guard = guard
 
-    @unary
     async def Search(self, request: search_service_pb2.SearchRequest, call: Call) -> search_service_pb2.SearchResponse:
         """Rank the indexed images."""
         return await _search(request, call)
 
-    @unary
     async def BatchSearch(
         self, request: search_service_pb2.BatchSearchRequest, call: Call
     ) -> search_service_pb2.BatchSearchResponse:
@@ -61,7 +58,6 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         results = await asyncio.gather(*(self._result(one, call) for one in request.requests))
         return search_service_pb2.BatchSearchResponse(results=results)
 
-    @streaming
     async def StreamSearch(
         self, requests: AsyncIterator[search_service_pb2.StreamSearchRequest], call: Call
     ) -> AsyncIterator[search_service_pb2.StreamSearchResponse]:
@@ -89,6 +85,8 @@ async def _search(
     request: search_service_pb2.SearchRequest, call: Call, bulk: bool = False
 ) -> search_service_pb2.SearchResponse:
     mask = read_mask(request.read_mask, HIT_FIELDS)
+    if "vector" in mask.fields:
+        call.require(Scope.VECTORS)
     answer = await call.engine.search(query_of(request.query), options_of(request, mask), call.deadline, bulk=bulk)
     response = response_of(answer, mask, call.engine.runtime.fingerprint, request.with_timings)
     if request.with_certificate:
@@ -103,7 +101,6 @@ class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
     def __init__(self, guard: CallGuard) -> None:
         self.guard = guard
 
-    @unary
     async def EmbedTexts(
         self, request: embedding_service_pb2.EmbedTextsRequest, call: Call
     ) -> embedding_service_pb2.EmbedTextsResponse:
@@ -114,7 +111,6 @@ class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
             model_revision=call.engine.runtime.fingerprint,
         )
 
-    @unary
     async def EmbedImages(
         self, request: embedding_service_pb2.EmbedImagesRequest, call: Call
     ) -> embedding_service_pb2.EmbedImagesResponse:
@@ -132,7 +128,6 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
     def __init__(self, guard: CallGuard) -> None:
         self.guard = guard
 
-    @unary
     async def GetIndex(
         self, request: index_service_pb2.GetIndexRequest, call: Call
     ) -> index_service_pb2.GetIndexResponse:

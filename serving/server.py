@@ -82,6 +82,7 @@ def _make_server() -> tuple[grpc.aio.Server, CallGuard, health.aio.HealthService
     from grpc_reflection.v1alpha import reflection
 
     from serving.call_guard import CallGuard
+    from serving.grpc_methods import refuse_other_methods
     from serving.grpc_service import SERVICES, add_services
 
     options = [
@@ -90,9 +91,10 @@ def _make_server() -> tuple[grpc.aio.Server, CallGuard, health.aio.HealthService
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ]
     server, guard, health_service = grpc.aio.server(options=options), CallGuard(), health.aio.HealthServicer()
-    add_services(server, guard)
+    add_services(server, guard, admin=True)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    refuse_other_methods(server)
     return server, guard, health_service
 
 

@@ -251,6 +251,25 @@ def test_reflection_lists_the_services_and_their_messages(channel):
     assert database.FindFileByName("imageretrieval/v1/query.proto").package == "imageretrieval.v1"
 
 
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x04\x0a\x02\xc3\x28"], ids=["tag", "cut", "not UTF-8"])
+def test_what_is_no_request_is_the_callers_mistake(channel, data):
+    """Python's gRPC would answer INTERNAL."""
+    path = "/imageretrieval.v1.SearchService/"
+    code, details = refused(channel.unary_unary(f"{path}Search"), data)
+    assert (code, details["ErrorInfo"]["reason"]) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+    assert "SearchRequest" in details["BadRequest"]["field_violations"][0]["description"]
+    stream = channel.stream_stream(f"{path}StreamSearch")
+    code, details = refused(lambda data: list(stream(iter([data]))), bytes([0x12, len(data)]) + data)
+    assert (code, details["ErrorInfo"]["reason"]) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+
+
+@pytest.mark.parametrize("method", ["imageretrieval.v1.SearchService/Nothing", "other.Service/Search", "x"])
+def test_an_unknown_method_is_refused_with_details(channel, method):
+    code, details = refused(channel.unary_unary(f"/{method}"), b"")
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert details["ErrorInfo"] == {"reason": "METHOD_NOT_FOUND", "domain": "imageretrieval"}
+
+
 def health_of(channel, service=""):
     response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
     return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)

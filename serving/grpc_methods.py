@@ -1,0 +1,133 @@
+"""Between gRPC and the guard: binds the methods of a service to a server, so that every call passes the guard; knows no
+service.
+
+A method `Name` of a service is answered by the servicer's `async def Name(self, request, call)`, or for a stream by the
+async generator `Name(self, requests, call)`.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from serving.call_guard import CallGuard, CallRefused
+from serving.callers import Origin, UnknownMethod
+from serving.error_details import MalformedRequest, status_of
+
+_UNKNOWN = status_of(UnknownMethod(), "")
+
+
+def add_service(
+    server: grpc.aio.Server, descriptor: ServiceDescriptor, servicer: object, guard: CallGuard, admin: bool
+) -> None:
+    """Answer the methods that `servicer` has; `admin` tells that the server is where operators call."""
+    handlers = {}
+    for method in descriptor.methods:
+        handler = vars(type(servicer)).get(method.name)
+        if handler is not None:
+            handlers[method.name] = _bound(method, handler.__get__(servicer), guard, admin)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
+
+
+def refuse_other_methods(server: grpc.aio.Server) -> None:
+    """Give the refusal of unknown methods the details that all refusals have. The last handler to be added."""
+    server.add_generic_rpc_handlers((_OtherMethods(),))
+
+
+class _OtherMethods(grpc.GenericRpcHandler):
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        async def refuse(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+            await _abort(context, _UNKNOWN)
+            yield b""  # never; makes this a stream, which every kind of call accepts as its refusal
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGuard, admin: bool) -> Any:
+    name = f"{method.containing_service.name}.{method.name}"
+    decode = _decoder(message_factory.GetMessageClass(method.input_type))
+    encode = message_factory.GetMessageClass(method.output_type).SerializeToString
+
+    async def one(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            with guard.admit(name, _origin(context, admin)) as call:
+                if request.__class__ is MalformedRequest:
+                    raise request
+                return await handler(request, call)
+        except CallRefused as refused:
+            status = refused.status
+        return await _abort(context, status)
+
+    async def many(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            with guard.admit(name, _origin(context, admin)) as call:
+                async for response in handler(_well_formed(requests), call):
+                    yield response
+                return
+        except CallRefused as refused:
+            status = refused.status
+        await _abort(context, status)
+
+    if method.server_streaming:
+        return grpc.stream_stream_rpc_method_handler(many, decode, encode)
+    return grpc.unary_unary_rpc_method_handler(one, decode, encode)
+
+
+def _decoder(message: Any) -> Callable[[bytes], Any]:
+    """Bytes to a message, or to the refusal of them: what is raised here, gRPC would tell without details."""
+
+    def decode(data: bytes) -> Any:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return MalformedRequest(f"the request is no {message.DESCRIPTOR.full_name}: cut off, or text not in UTF-8")
+
+    return decode
+
+
+async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if request.__class__ is MalformedRequest:
+            raise request
+        yield request
+
+
+def _origin(context: grpc.aio.ServicerContext, admin: bool) -> Origin:
+    return Origin(
+        peer_address(context.peer()),
+        dict(context.invocation_metadata() or ()),
+        _certificate_names(context.auth_context()),
+        context.time_remaining(),
+        admin,
+    )
+
+
+def peer_address(peer: str) -> str:
+    """The address in gRPC's name for a peer: `ipv4:192.0.2.1:5000`, `ipv6:%5B2001:db8::1%5D:5000` or `unix:PATH`."""
+    kind, _, rest = peer.partition(":")
+    if kind == "ipv4":
+        return rest.rpartition(":")[0]
+    if kind == "ipv6":
+        return urllib.parse.unquote(rest).rpartition("]")[0].removeprefix("[")
+    return peer
+
+
+def _certificate_names(auth_context: Any) -> tuple[str, ...]:
+    """The common name and the alternative names of a client certificate that TLS has verified."""
+    if not auth_context:
+        return ()
+    names = (*auth_context.get("x509_common_name", ()), *auth_context.get("x509_subject_alternative_name", ()))
+    return tuple(name.decode("utf-8", "replace") for name in names)
+
+
+async def _abort(context: grpc.aio.ServicerContext, status: status_pb2.Status) -> None:
+    told = rpc_status.to_status(status)
+    await context.abort(told.code, told.details, told.trailing_metadata)

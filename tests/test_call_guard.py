@@ -1,0 +1,105 @@
+"""Admission without a transport: who is let in, what is told of errors, what observers learn."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from google.rpc import code_pb2, error_details_pb2
+
+from data.errors import QueryError
+from serving.call_guard import CallGuard, CallRefused, as_they_come
+from serving.callers import Caller, Origin
+from serving.method_policies import Scope
+
+PEER = Origin(peer="192.0.2.1")
+
+
+@pytest.fixture
+def guard():
+    guard = CallGuard()
+    guard.engine = object()
+    return guard
+
+
+@pytest.fixture
+def ended(guard):
+    calls = []
+    guard.observers.append(calls.append)
+    return calls
+
+
+def reason(refusal):
+    info = error_details_pb2.ErrorInfo()
+    assert refusal.value.status.details[0].Unpack(info)
+    return info.reason
+
+
+def test_a_call_knows_who_asks_and_has_a_name_of_its_own(guard):
+    with guard.admit("SearchService.Search", PEER) as one, guard.admit("SearchService.Search", PEER) as other:
+        assert (one.method, one.caller.name, one.engine) == ("SearchService.Search", "192.0.2.1", guard.engine)
+        assert one.request_id != other.request_id
+
+
+def test_whatever_is_raised_leaves_as_a_status_and_is_observed(guard, ended):
+    with pytest.raises(CallRefused) as refusal, guard.admit("SearchService.Search", PEER):
+        raise QueryError("query.text", "a text", "none", "write one")
+    assert (refusal.value.status.code, reason(refusal)) == (code_pb2.INVALID_ARGUMENT, "INVALID_QUERY")
+    with pytest.raises(asyncio.CancelledError), guard.admit("SearchService.Search", PEER):
+        raise asyncio.CancelledError
+    with guard.admit("SearchService.Search", PEER) as call:
+        pass
+    assert [end.code for end in ended] == [code_pb2.INVALID_ARGUMENT, code_pb2.CANCELLED, code_pb2.OK]
+    assert (ended[-1].request_id, ended[-1].caller, ended[-1].method) == (call.request_id, call.caller, call.method)
+    assert ended[-1].seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("method", "origin", "code"),
+    [
+        ("SearchService.Nothing", PEER, "METHOD_NOT_FOUND"),
+        ("IndexService.PublishIndex", PEER, "METHOD_NOT_FOUND"),
+        ("SearchService.Search", Origin(remaining=0.0), "DEADLINE_EXCEEDED"),
+    ],
+)
+def test_what_is_not_let_in_is_observed_too(guard, ended, method, origin, code):
+    with pytest.raises(CallRefused) as refusal:
+        guard.admit(method, origin)
+    assert reason(refusal) == code
+    assert [end.method for end in ended] == [method]
+
+
+def test_methods_for_operators_are_answered_at_the_admin_address(guard):
+    with guard.admit("IndexService.PublishIndex", Origin(admin=True)) as call:
+        assert call.origin.admin
+
+
+def test_a_scope_that_only_some_requests_need_is_asked_for_then(guard, monkeypatch):
+    monkeypatch.setattr(guard, "caller", lambda origin: Caller("reader", frozenset({Scope.SEARCH})))
+    with guard.admit("SearchService.Search", PEER) as call:
+        call.require(Scope.SEARCH)
+    with pytest.raises(CallRefused) as refusal, guard.admit("SearchService.Search", PEER) as call:
+        call.require(Scope.VECTORS)
+    assert (refusal.value.status.code, reason(refusal)) == (code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED")
+
+
+def test_calls_wait_for_the_engine(guard):
+    guard.engine = None
+    with pytest.raises(CallRefused) as refusal:
+        guard.admit("SearchService.Search", PEER)
+    assert reason(refusal) == "NOT_READY"
+
+
+def test_a_stream_that_breaks_says_why():
+    async def requests():
+        yield 1
+        raise ValueError("the third")
+
+    async def answer(request):
+        return request
+
+    async def read():
+        return [response async for response in as_they_come(requests(), answer)]
+
+    with pytest.raises(ValueError, match="the third"):
+        asyncio.run(read())
