@@ -12,6 +12,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
 # Pillow warns on standard error of large headers and damaged EXIF data; `decode` judges both itself.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_ORIENTATION = 0x0112  # the number of EXIF's tag
 
 # How many times as long as wide a scaled image may be; a longer one is not scaled as a whole.
 _SCALED_WHOLE = 8
@@ -128,6 +131,19 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, enough: int = 0) -
         _turn_upright(image)
         return _to_rgb(image)
     except _DECODER_ERRORS as error:
+        raise _damaged(error) from None
+
+
+def upright_size(source: bytes | Path) -> tuple[int, int]:
+    """Width and height of an encoded image, or of a file of one, once it is upright; from its header, undecoded."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            width, height = image.size
+            with contextlib.suppress(*_DECODER_ERRORS):
+                if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):  # lying on a side
+                    width, height = height, width
+            return width, height
+    except (UnidentifiedImageError, Image.DecompressionBombError, *_DECODER_ERRORS) as error:
         raise _damaged(error) from None
 
 

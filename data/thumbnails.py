@@ -13,12 +13,12 @@ from data.pairs import ImageTextPair
 SIDE = 112  # pixels of a thumbnail's longer side
 
 
-def thumbnail(data: bytes, side: int = SIDE) -> bytes:
+def thumbnail(data: bytes, side: int = SIDE, quality: int = 60) -> bytes:
     """An encoded image as WebP of at most `side` pixels a side; `ImageError` when it does not decode."""
-    image = decode(data)
+    image = decode(data, enough=2 * side)
     image.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=60)
+    image.save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()
 
 
