@@ -9,6 +9,10 @@ import base64
 import html
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+STYLE_SHEET = Path(__file__).parent / "style.css"  # which the page to search with shares
 
 LONGEST_TEXT = 400  # characters of a caption that are shown
 
@@ -21,7 +25,7 @@ def page(title: str, heading: str, sections: Iterable[str]) -> str:
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{attribute(title)}</title><style>{STYLE}</style></head>\n"
+        f"<title>{attribute(title)}</title><style>{_style()}</style></head>\n"
         f"<body><main><h1>{text(heading)}</h1>\n" + "\n".join(filter(None, sections)) + "\n</main></body></html>\n"
     )
 
@@ -68,31 +72,6 @@ def _printable(value: object) -> str:
     return shown if len(shown) <= LONGEST_TEXT else shown[: LONGEST_TEXT - 1] + "…"
 
 
-STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1b1b1b; --soft: #595959; --rule: #d0d0d0; --panel: #f5f5f5;
-  --s0: #0b5cad; --s1: #a83f00; --s2: #2c6e2c; --good: #2c6e2c; }
-@media (prefers-color-scheme: dark) { :root { --page: #14161a; --ink: #e8e8e8; --soft: #b0b0b0; --rule: #3c4048;
-  --panel: #1e2127; --s0: #7db7ff; --s1: #ffad66; --s2: #8fd48f; --good: #8fd48f; } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 62rem; margin: auto; padding: 1rem; }
-h1, h2, h3, dd { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 0; } h2 { margin-top: 2.5rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dd { margin: 0; }
-dt { color: var(--soft); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: start;
-  font-weight: 600; } th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--rule); text-align: start;
-  font-variant-numeric: tabular-nums; } tbody th { font-weight: 400; }
-tbody th, td:nth-child(n+3) { white-space: nowrap; }
-svg { width: 100%; max-width: 44rem; height: auto; display: block; } svg text { fill: var(--ink); font-size: 13px; }
-svg .tick { fill: var(--soft); font-size: 12px; } .axis { fill: none; stroke: var(--soft); }
-.grid { stroke: var(--rule); } .line { fill: none; stroke-width: 2; } .area { fill-opacity: .2; stroke: none; }
-.line.series-0 { stroke: var(--s0); } .line.series-1 { stroke: var(--s1); } .line.series-2 { stroke: var(--s2); }
-.area.series-0, .dot.series-0 { fill: var(--s0); } .area.series-1, .dot.series-1 { fill: var(--s1); }
-.dot.series-2 { fill: var(--s2); }
-article { background: var(--panel); padding: .75rem; margin: .75rem 0; border-radius: .4rem; } article p { margin: 0; }
-.strip { display: flex; flex-wrap: wrap; gap: .5rem; align-items: end; } .returned { border-inline-start: 2px solid
-  var(--rule); padding-inline-start: .5rem; }
-figure { margin: 0; padding: 3px; border: 2px solid transparent; }
-figure.told { width: 112px; overflow-wrap: anywhere; } figure.right { border-color: var(--good); }
-img, .missing { display: block; width: 112px; height: 112px; object-fit: contain; background: #fff; color: #1b1b1b; }
-figcaption { font-size: .85rem; color: var(--soft); }
-"""
+@cache
+def _style() -> str:
+    return STYLE_SHEET.read_text("utf-8")

@@ -75,7 +75,7 @@ def _figure(title: str, description: str, x: Axis, y: Axis, names: Sequence[str]
         for n, name in enumerate(names)
     )
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}. {description}")}">'
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}. {description}")}">'
         f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
         f"{_grid(x, y)}{''.join(drawn)}{legend}</svg>"
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data import console
 from data.errors import UserError
+from serving.web.http_settings import HttpSettings
 
 if TYPE_CHECKING:
     import grpc
@@ -34,20 +35,25 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 MAX_MESSAGE_BYTES = 33 * 1024 * 1024
 
 
-def serve(address: str, load: Callable[[], SearchEngine], grace: float = 10.0) -> None:
+def serve(
+    address: str, load: Callable[[], SearchEngine], grace: float = 10.0, http: HttpSettings | None = None
+) -> None:
     """Serve what `load` returns on `address` until SIGTERM or SIGINT; then running calls have `grace` seconds.
 
     The port is open, and health says NOT_SERVING, while `load` runs in a thread. Prints `listening on HOST:PORT` on
-    standard output. `UserError` when the address cannot be used; what `load` raises is raised.
+    standard output, and `page on http://HOST:PORT` where `http` asks for the page. `UserError` when an address cannot
+    be used; what `load` raises is raised.
     """
-    still_loading = asyncio.run(_serve(address, load, grace))
+    still_loading = asyncio.run(_serve(address, load, grace, http))
     if still_loading:
         # A thread inside a model's native code can neither be stopped nor outlive the interpreter.
         sys.stdout.flush()
         os._exit(console.EXIT_OK)
 
 
-async def _serve(address: str, load: Callable[[], SearchEngine], grace: float) -> bool:
+async def _serve(
+    address: str, load: Callable[[], SearchEngine], grace: float, http: HttpSettings | None = None
+) -> bool:
     """Run the server; return whether `load` was still running when it was asked to stop."""
     server, guard, health_service = _make_server()
     port = _open_port(server, address)
@@ -55,6 +61,12 @@ async def _serve(address: str, load: Callable[[], SearchEngine], grace: float) -
     await _set_serving(health_service, False)
     await server.start()
     print(f"listening on {address.rpartition(':')[0]}:{port}", flush=True)
+    page = contextlib.AsyncExitStack()
+    if http is not None:
+        from serving.web.http_server import http_server
+
+        page_address = await page.enter_async_context(http_server(http, guard, grace))
+        print(f"page on {page_address}", flush=True)
     loading = _in_daemon_thread(load)
     try:
         either: set[asyncio.Future[Any]] = {loading, stopping}
@@ -69,7 +81,7 @@ async def _serve(address: str, load: Callable[[], SearchEngine], grace: float) -
         console.say("stopping; running calls are finished first")
     finally:
         await health_service.enter_graceful_shutdown()
-        await server.stop(grace)
+        await asyncio.gather(server.stop(grace), page.aclose())
         if guard.engine is not None:
             guard.engine.close()
     return not loading.done()
@@ -193,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s; port 0: any"
     )
+    parser.add_argument(
+        "--http-address", metavar="HOST:PORT", help="serve the page and its JSON here; default: nowhere"
+    )
     parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="for running calls when stopping")
     arguments = parser.parse_args(argv)
     if arguments.store and not arguments.bundle:
@@ -201,7 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # when it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(arguments.address, lambda: load_engine(arguments.index, arguments.bundle, arguments.store), arguments.grace)
+    http = HttpSettings(arguments.http_address) if arguments.http_address else None
+
+    def load() -> SearchEngine:
+        return load_engine(arguments.index, arguments.bundle, arguments.store)
+
+    serve(arguments.address, load, arguments.grace, http)
     return console.EXIT_OK
 
 

@@ -1,6 +1,6 @@
-"""A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS [hold]`.
+"""A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS [hold] [page]`.
 
-With `hold`, loading waits for a line on standard input.
+With `hold`, loading waits for a line on standard input. `page`, or `page=HOST:PORT`, serves the page too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from data import console
 from serving.embedded_store import EmbeddedStore
 from serving.search_engine import SearchEngine
 from serving.server import serve
+from serving.web.http_settings import HttpSettings
 
 
 class SteeredRuntime(ColourRuntime):
@@ -31,7 +32,9 @@ class SteeredRuntime(ColourRuntime):
 
 
 def main(argv: list[str] | None = None) -> int:
-    index, address, *hold = sys.argv[1:]
+    index, address, *words = sys.argv[1:]
+    hold = "hold" in words
+    page = [word.partition("=")[2] or "127.0.0.1:0" for word in words if word.startswith("page")]
 
     def load() -> SearchEngine:
         if hold:
@@ -39,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         runtime = SteeredRuntime()
         return SearchEngine(runtime, EmbeddedStore.open(Path(index), runtime.fingerprint, writable=False))
 
-    serve(address, load, grace=5.0)
+    serve(address, load, grace=5.0, http=HttpSettings(page[0]) if page else None)
     return 0
 
 

@@ -1,7 +1,8 @@
 """From a refusal to an HTTP response: the google.rpc.Status that gRPC would send, as application/problem+json; knows no
 request.
 
-The format is RFC 9457's. `reason` is the same word as over gRPC (`error_details.Reason`), `code` the same google.rpc.Code.
+The format is RFC 9457's. `reason` is the same word as over gRPC (`error_details.Reason`), `code` the same
+google.rpc.Code.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class HttpRefusal(MalformedRequest):
 
 
 def problem(status: status_pb2.Status, cause: BaseException | None = None) -> JSONResponse:
-    """The response that tells what `status` does; `cause` is what was raised, where it has an HTTP status of its own."""
+    """The response that tells what `status` does; `cause` is what was raised, for it may have an HTTP status."""
     told: dict[str, Any] = {}
     headers: dict[str, str] = {}
     for packed in status.details:
