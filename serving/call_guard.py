@@ -190,9 +190,6 @@ async def as_they_come(
         while (response := await answers.get()) is not None:
             room.release()
             yield response
-        try:
-            await reading
-        except BaseExceptionGroup as errors:  # the group around the tasks; what went wrong is in it
-            raise errors.exceptions[0] from None
+        await reading
     finally:
         reading.cancel()

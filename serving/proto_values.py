@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -12,6 +11,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from data.errors import QueryError
 from data.pairs import AttributeValue
 from protos.imageretrieval.v1 import query_pb2, search_service_pb2
+from serving.proto_attributes import attribute_message
+from serving.proto_attributes import attribute_of as attribute_of
 from serving.queries import (
     Composition,
     Example,
@@ -158,30 +159,3 @@ def _hit(hit: SearchHit, mask: ReadMask) -> search_service_pb2.SearchHit:
 def _set_timings(message: search_service_pb2.SearchTimings, timings: Timings) -> None:
     for name in ("embedding", "queueing", "search", "lookup", "total"):
         getattr(message, name).FromNanoseconds(round(1e9 * getattr(timings, name)))
-
-
-def attribute_message(value: AttributeValue) -> query_pb2.AttributeValue:
-    """An attribute's value as a message."""
-    if isinstance(value, bool):  # before int, of which it is a subclass
-        return query_pb2.AttributeValue(bool_value=value)
-    if isinstance(value, int):
-        return query_pb2.AttributeValue(int_value=value)
-    if isinstance(value, float):
-        return query_pb2.AttributeValue(double_value=value)
-    if isinstance(value, str):
-        return query_pb2.AttributeValue(string_value=value)
-    if isinstance(value, datetime):
-        return query_pb2.AttributeValue(timestamp_value=value)
-    return query_pb2.AttributeValue(string_list_value=query_pb2.StringList(values=value))
-
-
-def attribute_of(message: query_pb2.AttributeValue) -> AttributeValue:
-    """The inverse of `attribute_message`; `ValueError` for a message without a value, or a time that is none."""
-    kind = message.WhichOneof("kind")
-    if kind is None:
-        raise ValueError("no value")
-    if kind == "string_list_value":
-        return list(message.string_list_value.values)
-    if kind == "timestamp_value":
-        return message.timestamp_value.ToDatetime(UTC)
-    return getattr(message, kind)
