@@ -94,7 +94,7 @@ class CallGuard:
     def status(self, error: Exception, method: str, request_id: str) -> status_pb2.Status:
         """What a client is told of `error`; a defect is logged."""
         status = status_of(error, request_id)
-        if status.code == code_pb2.INTERNAL:
+        if status.code in (code_pb2.INTERNAL, code_pb2.DATA_LOSS):
             _log.error("request %s failed in %s", request_id, method, exc_info=error)
         return status
 

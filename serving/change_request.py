@@ -3,8 +3,9 @@ state."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from serving.catalog import attributes_json, captions_json
 from serving.change_log import LoggedChange
 from serving.exact_index import UNIT_TOLERANCE
 from serving.vector_store import Change, Upsert
+
+if TYPE_CHECKING:
+    from data.pairs import AttributeValue
 
 MAX_ID_CHARACTERS = 1_024
 MAX_KEY_CHARACTERS = 256
@@ -75,10 +79,15 @@ def _encode_vectors(upserts: Sequence[Upsert], dimension: int, corrected: bool) 
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
-def _encode(change: Upsert, vector: bytes) -> LoggedChange:
-    for name, value in change.attributes.items():
+def check_attributes(attributes: Mapping[str, AttributeValue]) -> None:
+    """`QueryError` for what no index can keep."""
+    for name, value in attributes.items():
         if not is_attribute(value):
             raise QueryError("attributes", EXPECTED, f"{name!r} = {value!r}"[:200], "correct or remove the attribute")
+
+
+def _encode(change: Upsert, vector: bytes) -> LoggedChange:
+    check_attributes(change.attributes)
     for name, texts in (
         ("digest", (change.digest,)),
         ("location", (change.location,)),
@@ -93,9 +102,11 @@ def _encode(change: Upsert, vector: bytes) -> LoggedChange:
 
 
 def _digest(rows: Sequence[LoggedChange], if_versions: Sequence[int | None]) -> str:
+    """Names a request by what the caller sent: of an image its digest, for its vector comes out a little differently
+    beside other images in a batch."""
     return digest_json(
         [
-            [row.image_id, row.vector and row.vector.hex(), *row[3:7], if_version]
+            [row.image_id, row.vector and (row.digest or row.vector.hex()), *row[3:7], if_version]
             for row, if_version in zip(rows, if_versions, strict=True)
         ]
     )

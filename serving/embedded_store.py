@@ -11,6 +11,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from serving.delta import Delta
 from serving.group_commit import GroupCommitter
 from serving.snapshot import CURRENT, SNAPSHOTS, Snapshot, current_name, open_snapshot, read_manifest, snapshot_names
 from serving.store_view import EmbeddedView
-from serving.vector_store import Change, KeyReused, Receipt, StoreReadOnly, VersionConflict
+from serving.uploaded_images import keep_image
+from serving.vector_store import Change, KeyReused, Receipt, StoreReadOnly, StoreSuperseded, VersionConflict
 
 WRITER = "WRITER"  # whoever holds the lock of this file may append to the log
 
@@ -96,10 +98,22 @@ class EmbeddedStore:
 
     def apply(self, changes: Sequence[Change], key: str = "") -> Receipt:
         """See `VectorStore.apply`; also `QueryError` for a change that cannot be kept. All who wait share one flush."""
+        return self.submit(changes, key).result()
+
+    def submit(self, changes: Sequence[Change], key: str = "") -> Future[Receipt]:
+        """See `VectorStore.submit`; `QueryError` and `StoreReadOnly` at once where that is known."""
         if self._committer is None:
             raise StoreReadOnly("a store that was opened to write", "one to read", "open it with writable=True")
-        request = encode_changes(changes, key, self.dimension, self.corrected)
-        return self._committer.submit(request).result()
+        return self._committer.submit(encode_changes(changes, key, self.dimension, self.corrected))
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened to be changed."""
+        return self._committer is not None
+
+    def keep_image(self, data: bytes) -> str:
+        """See `VectorStore.keep_image`."""
+        return keep_image(self.index, data)
 
     @contextmanager
     def view(self) -> Iterator[EmbeddedView]:
@@ -153,7 +167,7 @@ class EmbeddedStore:
             return
         name = current_name(self.index)
         if name and read_manifest(self.index / SNAPSHOTS / name)[0].model_fingerprint != self.fingerprint:
-            raise StoreReadOnly(
+            raise StoreSuperseded(
                 f"an index of model {self.fingerprint}", f"snapshot {name} of another one", "open the index again"
             )
         self._allowed_at = identity

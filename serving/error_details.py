@@ -5,6 +5,7 @@ Every status carries ErrorInfo with the domain "imageretrieval" and one of the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import grpc
@@ -12,12 +13,14 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from data.errors import QueryError
+from data.errors import QueryError, SnapshotError
 from serving.callers import PermissionDenied, Unauthenticated, UnknownMethod
 from serving.catalog import ImageNotFound
+from serving.image_changes import ReadOnly, StoreFailed
 from serving.overload import Overloaded
 from serving.page_tokens import PageTokenExpired
 from serving.queries import ImageRefused
+from serving.vector_store import KeyReused, StoreReadOnly, StoreUnreachable, VersionConflict
 
 DOMAIN = "imageretrieval"
 
@@ -37,6 +40,13 @@ class Reason(StrEnum):
     METHOD_NOT_FOUND = "METHOD_NOT_FOUND"  # no method of this name is answered at this address
     UNAUTHENTICATED = "UNAUTHENTICATED"  # no credential, or one that is not accepted
     PERMISSION_DENIED = "PERMISSION_DENIED"  # the credential has not the scope that this needs
+    VERSION_CONFLICT = "VERSION_CONFLICT"  # the image has another version than `if_version`; read it again
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"  # this `request_id` came with another request before
+    READ_ONLY = "READ_ONLY"  # the server was not told to accept changes
+    DISK_FULL = "DISK_FULL"  # the server's disk has no room for a change; nothing of it was applied
+    STORE_FAILED = "STORE_FAILED"  # the store did not take a change, of which nothing was applied; try again
+    MODEL_CHANGING = "MODEL_CHANGING"  # the server is going over to another model; try again
+    INDEX_DAMAGED = "INDEX_DAMAGED"  # files of the index are not as they were written; the server's log names them
     NOT_READY = "NOT_READY"  # the model and the index are being loaded; try again
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # the caller's deadline passed before the work began
     INTERNAL = "INTERNAL"  # a defect; the server's log tells more under the request id
@@ -67,8 +77,7 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
         message = "the index has changed since the first page; begin with the first page again"
         return _status(grpc.StatusCode.FAILED_PRECONDITION, message, Reason.PAGE_TOKEN_EXPIRED, failure)
     if isinstance(error, Overloaded):
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(max(1, round(1_000 * error.retry_after)))
+        retry = _retry_after(error.retry_after)
         return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), Reason.OVERLOADED, retry)
     if isinstance(error, MalformedRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(description=_short(str(error)))
@@ -82,16 +91,54 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
     if isinstance(error, PermissionDenied):
         return _status(grpc.StatusCode.PERMISSION_DENIED, str(error), Reason.PERMISSION_DENIED)
     if isinstance(error, NotReady):
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromSeconds(1)
         message = "the model and the index are being loaded; try again when the health service says SERVING"
-        return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.NOT_READY, retry)
+        return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.NOT_READY, _retry_after(1.0))
+    if (told := _unchanged(error)) is not None:
+        return told
     if isinstance(error, TimeoutError):
         message = "the deadline passed before the work began"
         return _status(grpc.StatusCode.DEADLINE_EXCEEDED, message, Reason.DEADLINE_EXCEEDED)
     request = error_details_pb2.RequestInfo(request_id=request_id)
     message = f"internal error; the server's log tells more under request {request_id}"
     return _status(grpc.StatusCode.INTERNAL, message, Reason.INTERNAL, request)
+
+
+def _unchanged(error: Exception) -> status_pb2.Status | None:
+    """Why a change was not made, if `error` tells."""
+    if isinstance(error, VersionConflict):
+        description = f"the current version is {error.current}" if error.current else "there is no such image"
+        violation = error_details_pb2.PreconditionFailure.Violation(
+            type=Reason.VERSION_CONFLICT.value, subject=error.image_id, description=description
+        )
+        failure = error_details_pb2.PreconditionFailure(violations=[violation])
+        known = {"current_version": str(error.current)}
+        return _status(grpc.StatusCode.ABORTED, str(error), Reason.VERSION_CONFLICT, failure, metadata=known)
+    if isinstance(error, KeyReused):
+        resource = error_details_pb2.ResourceInfo(resource_type="imageretrieval/Request", resource_name=error.key)
+        message = "this request_id came with another request before; make a new one"
+        return _status(grpc.StatusCode.ALREADY_EXISTS, message, Reason.REQUEST_ID_REUSED, resource)
+    if isinstance(error, ReadOnly):
+        message = "this server does not accept changes"
+        return _status(grpc.StatusCode.UNIMPLEMENTED, message, Reason.READ_ONLY)
+    if isinstance(error, StoreFailed) and error.full:
+        message = "the server's disk is full; nothing of this was applied"
+        return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, message, Reason.DISK_FULL)
+    if isinstance(error, StoreFailed | StoreUnreachable):
+        message = "the store did not take this, and nothing of it was applied; try again"
+        return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.STORE_FAILED, _retry_after(1.0))
+    if isinstance(error, StoreReadOnly):
+        message = "the server is going over to another model; try again"
+        return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.MODEL_CHANGING, _retry_after(1.0))
+    if isinstance(error, SnapshotError):
+        message = "files of the index are damaged; the server's log names them"
+        return _status(grpc.StatusCode.DATA_LOSS, message, Reason.INDEX_DAMAGED)
+    return None
+
+
+def _retry_after(seconds: float) -> error_details_pb2.RetryInfo:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(max(1, round(1_000 * seconds)))
+    return retry
 
 
 def _invalid(error: QueryError) -> status_pb2.Status:
@@ -104,9 +151,15 @@ def _invalid(error: QueryError) -> status_pb2.Status:
     return _status(grpc.StatusCode.INVALID_ARGUMENT, f"{error.field}: {error}", reason, bad_request)
 
 
-def _status(code: grpc.StatusCode, message: str, reason: Reason, *details: Message) -> status_pb2.Status:
+def _status(
+    code: grpc.StatusCode,
+    message: str,
+    reason: Reason,
+    *details: Message,
+    metadata: Mapping[str, str] | None = None,
+) -> status_pb2.Status:
     status = status_pb2.Status(code=code.value[0], message=_short(message))
-    for detail in (error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN), *details):
+    for detail in (error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=metadata), *details):
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)

@@ -17,7 +17,8 @@ MAX_GROUP = 1_024
 class GroupCommitter(Generic[T, R]):
     """Collects items while a commit is under way and hands them to the next one.
 
-    `commit(items)` returns a result or an exception for each item; what it raises goes to every one of them.
+    `commit(items)` returns a result or an exception for each item; what it raises goes to every one of them. An item
+    whose future is cancelled before its commit begins is left out; after that it cannot be cancelled.
     """
 
     def __init__(self, commit: Callable[[Sequence[T]], Sequence[R | Exception]], name: str = "commit") -> None:
@@ -52,7 +53,10 @@ class GroupCommitter(Generic[T, R]):
                     self._changed.wait()
                 if not self._waiting:
                     return
-                group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+                drawn, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+            group = [(item, future) for item, future in drawn if future.set_running_or_notify_cancel()]
+            if not group:
+                continue
             try:
                 results = self._commit([item for item, _ in group])
             except Exception as error:

@@ -11,6 +11,7 @@ import grpc
 from protos.imageretrieval.v1 import (
     embedding_service_pb2,
     embedding_service_pb2_grpc,
+    image_service_pb2,
     index_service_pb2,
     index_service_pb2_grpc,
     query_pb2,
@@ -20,6 +21,7 @@ from protos.imageretrieval.v1 import (
 )
 from serving.call_guard import Call, CallGuard, as_they_come
 from serving.grpc_methods import add_service
+from serving.image_service import ImageService
 from serving.method_policies import Scope
 from serving.proto_values import HIT_FIELDS, options_of, query_of, read_mask, response_of
 from serving.queries import check_count
@@ -29,6 +31,7 @@ MAX_SEARCHES = 64
 _SERVICES = {
     search_service_pb2.DESCRIPTOR.services_by_name["SearchService"]: lambda guard: SearchService(guard),
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]: lambda guard: EmbeddingService(guard),
+    image_service_pb2.DESCRIPTOR.services_by_name["ImageService"]: lambda guard: ImageService(guard),
     index_service_pb2.DESCRIPTOR.services_by_name["IndexService"]: lambda guard: IndexService(guard),
 }
 SERVICES = tuple(descriptor.full_name for descriptor in _SERVICES)

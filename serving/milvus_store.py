@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from data.durable import digest_bytes
 from data.errors import FingerprintMismatch, QueryError, SnapshotError, UserError
 from dual_encoder.hubness import asked
 from serving.catalog import ImageNotFound
@@ -27,7 +29,18 @@ from serving.change_request import encode_changes
 from serving.exact_index import check_queries
 from serving.filters import Filter
 from serving.milvus_filter import FIELD, decode_attributes, encode_attributes, expression
-from serving.vector_store import BATCH_VERSION, Change, Delete, Found, Receipt, StoreDescription, StoredImage, Upsert
+from serving.vector_store import (
+    BATCH_VERSION,
+    Change,
+    Delete,
+    Found,
+    Receipt,
+    StoreDescription,
+    StoredImage,
+    StoreReadOnly,
+    StoreUnreachable,
+    Upsert,
+)
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -39,10 +52,6 @@ SPARE = 32  # hits beyond k that are scored exactly, so that float32 rounding de
 ABOUT = "image_search_indexes"  # a collection with what is known of the others: Milvus Lite keeps no description
 _STORED = ["image_id", "digest", "location", "captions", FIELD, "version"]
 _MAX_BYTES = 65_535  # of a text field
-
-
-class StoreUnreachable(UserError):
-    """A vector database does not answer, or refuses what it is asked."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +94,13 @@ class MilvusStore:
     Example: `MilvusStore.open("milvus://localhost:19530?name=photos", fingerprint)`.
     """
 
-    def __init__(self, client: MilvusClient, name: str, described: dict[str, Any]) -> None:
-        self._client, self.name, self._described = client, name, described
+    def __init__(self, client: MilvusClient, name: str, described: dict[str, Any], writable: bool = True) -> None:
+        self._client, self.name, self._described, self.writable = client, name, described, writable
         self._sequence = BATCH_VERSION
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="milvus changes")  # one at a time, in their order
 
     @classmethod
-    def open(cls, address: str, fingerprint: str) -> MilvusStore:
+    def open(cls, address: str, fingerprint: str, *, writable: bool = True) -> MilvusStore:
         """The index that `address` names. `StoreUnreachable`, `SnapshotError`, `FingerprintMismatch`."""
         where = MilvusAddress.parse(address)
         with _refusals(where.uri):
@@ -109,7 +119,7 @@ class MilvusStore:
                 f"one of model {described['model_fingerprint']} ({described['model_name']})",
                 "build it again with this model",
             )
-        return cls(client, where.name, {**described, "collection": collection})
+        return cls(client, where.name, {**described, "collection": collection}, writable)
 
     @property
     def fingerprint(self) -> str:
@@ -128,6 +138,19 @@ class MilvusStore:
 
     def apply(self, changes: Sequence[Change], key: str = "") -> Receipt:
         """See `VectorStore.apply`, and the module for what is different."""
+        return self.submit(changes, key).result()
+
+    def submit(self, changes: Sequence[Change], key: str = "") -> Future[Receipt]:
+        """See `VectorStore.submit`."""
+        if not self.writable:
+            raise StoreReadOnly("a store that was opened to write", "one to read", "open it with writable=True")
+        return self._changes.submit(self._apply, changes, key)
+
+    def keep_image(self, data: bytes) -> str:
+        """The SHA-256 of an image: there is no place for the image itself."""
+        return digest_bytes(data)
+
+    def _apply(self, changes: Sequence[Change], key: str) -> Receipt:
         encode_changes(changes, key, self.dimension, self.corrected)  # refuses what no store takes
         if key or any(change.if_version is not None for change in changes):
             raise QueryError(
@@ -155,7 +178,8 @@ class MilvusStore:
         yield MilvusView(self._client, self.name, self._described, self._sequence)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection when the changes that wait are made."""
+        self._changes.shutdown()
         self._client.close()
 
     def _next(self, count: int) -> int:

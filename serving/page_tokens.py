@@ -10,9 +10,11 @@ import base64
 import binascii
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from data.attributes import is_unicode
 from data.errors import QueryError
 
 _VERSION = 1
@@ -46,20 +48,36 @@ class PageToken:
     @classmethod
     def decode(cls, text: str) -> PageToken:
         """The inverse of `encode`; `QueryError` for a text that is no page token."""
-        try:
-            if len(text) > _LONGEST:
-                raise ValueError
-            head, _, checksums = base64.b64decode(text.encode("ascii"), b"-_", validate=True).partition(b"\n")
+        with _refusing(text):
+            head, _, checksums = _bytes_of(text).partition(b"\n")
             version, request, revision, given = json.loads(head)
             if version != _VERSION or len(checksums) % 4 or type(given) is not int or given < 0:
                 raise ValueError
             if type(request) is not str or type(revision) is not str:
                 raise ValueError
-        except (ValueError, binascii.Error, RecursionError):
-            received, next_step = f"{text[:40]!r}", "use next_page_token of the answer before, as it is"
-            raise QueryError("page_token", "a page token", received, next_step) from None
         first = tuple(int.from_bytes(checksums[at : at + 4], "big") for at in range(0, len(checksums), 4))
         return cls(request, revision, given, first)
+
+
+@dataclass(frozen=True)
+class ListToken:
+    """Where a list in the order of ids goes on: after an id. `request` is a digest of what was asked."""
+
+    request: str
+    after: str
+
+    def encode(self) -> str:
+        """URL-safe text, read back by `decode`."""
+        return base64.urlsafe_b64encode(json.dumps([_VERSION, self.request, self.after]).encode()).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> ListToken:
+        """The inverse of `encode`; `QueryError` for a text that is no token of a list."""
+        with _refusing(text):
+            version, request, after = json.loads(_bytes_of(text))
+            if version != _VERSION or type(request) is not str or type(after) is not str or not is_unicode(after):
+                raise ValueError
+        return cls(request, after)
 
 
 def checksum(image_id: str) -> int:
@@ -73,10 +91,25 @@ def checksums(image_ids: Sequence[str]) -> tuple[int, ...]:
 
 
 def other_request() -> QueryError:
-    """The refusal of a token that belongs to another search."""
+    """The refusal of a token that belongs to another request."""
     return QueryError(
         "page_token",
-        "the token of the same search",
+        "the token of the same request",
         "that of another one",
         "change nothing but page_size between pages",
     )
+
+
+def _bytes_of(text: str) -> bytes:
+    if len(text) > _LONGEST:
+        raise ValueError
+    return base64.b64decode(text.encode("ascii"), b"-_", validate=True)
+
+
+@contextmanager
+def _refusing(text: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, binascii.Error, RecursionError):
+        received, next_step = f"{text[:40]!r}", "use next_page_token of the answer before, as it is"
+        raise QueryError("page_token", "a page token", received, next_step) from None

@@ -16,6 +16,8 @@ import numpy as np
 from data.durable import digest_bytes, digest_json
 from serving.filter_syntax import parse
 from serving.held_views import HeldViews
+from serving.image_changes import ImageChanges
+from serving.image_lookup import ImageLookup
 from serving.page_tokens import PageToken, checksum, checksums, other_request
 from serving.queries import (
     MAX_IMAGES,
@@ -83,6 +85,8 @@ class SearchEngine:
         self.encoder = QueryEncoder(runtime, self.workers, self._vector_of, decode)
         self._calibration: Calibration | None = runtime.calibration
         self._views = HeldViews(store)
+        self.images = ImageLookup(store, self.workers)
+        self.changes = ImageChanges(runtime, store, self.encoder)
 
     async def search(
         self, query: Query, options: SearchOptions = DEFAULTS, deadline: float | None = None, *, bulk: bool = False
@@ -115,6 +119,7 @@ class SearchEngine:
 
     def close(self) -> None:
         """Stop the threads after what they are doing, and close the store."""
+        self.changes.close()
         self.encoder.close()
         self.workers.close()
         self._views.close()

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
+# Changes above the snapshot at which a compaction starts; every search compares with each of them.
+COMPACT_AFTER = 10_000
+
 # The largest image is 32 MiB; the rest of a request is small.
 MAX_MESSAGE_BYTES = 33 * 1024 * 1024
 
@@ -165,11 +168,13 @@ def _in_daemon_thread(load: Callable[[], SearchEngine]) -> asyncio.Future[Search
     return future
 
 
-def load_engine(index: Path | None, bundle: str | None = None, address: str = "") -> SearchEngine:
+def load_engine(
+    index: Path | None, bundle: str | None = None, address: str = "", writable: bool = False
+) -> SearchEngine:
     """Open an index with the bundle in it, or with another copy of that, and run the model as queries will.
 
-    Without an index, the one at the `address` of Milvus, with `bundle`. `BundleError`, `SnapshotError`,
-    `FingerprintMismatch` or `milvus_store.StoreUnreachable`.
+    Without an index, the one at the `address` of Milvus, with `bundle`. `writable` to be changed.
+    `BundleError`, `SnapshotError`, `FingerprintMismatch` or `vector_store.StoreUnreachable`.
     """
     from dual_encoder.runtime import Runtime
     from serving.embedded_store import EmbeddedStore
@@ -182,10 +187,12 @@ def load_engine(index: Path | None, bundle: str | None = None, address: str = ""
         from serving.milvus_store import MilvusStore
 
         runtime = Runtime.load(bundle or "default")
-        store = MilvusStore.open(address, runtime.fingerprint)
+        store = MilvusStore.open(address, runtime.fingerprint, writable=writable)
     else:
         runtime = Runtime.load(bundle or bundle_of(index))
-        store = EmbeddedStore.open(index, runtime.fingerprint, bundle=bundle or "BUNDLE", writable=False)
+        store = EmbeddedStore.open(
+            index, runtime.fingerprint, bundle=bundle or "BUNDLE", writable=writable, compact_after=COMPACT_AFTER
+        )
     runtime.warm_up(TEXT_BATCH, IMAGE_BATCH)
     return SearchEngine(runtime, store)
 
@@ -209,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--http-address", metavar="HOST:PORT", help="serve the page and its JSON here; default: nowhere"
     )
     parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="for running calls when stopping")
+    parser.add_argument("--writable", action="store_true", help="accept changes; one process at a time")
     arguments = parser.parse_args(argv)
     if arguments.store and not arguments.bundle:
         parser.error("--store needs --bundle, the model that the images were embedded by")
@@ -219,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     http = HttpSettings(arguments.http_address) if arguments.http_address else None
 
     def load() -> SearchEngine:
-        return load_engine(arguments.index, arguments.bundle, arguments.store)
+        return load_engine(arguments.index, arguments.bundle, arguments.store, arguments.writable)
 
     serve(arguments.address, load, arguments.grace, http)
     return console.EXIT_OK

@@ -7,6 +7,7 @@ that does not move while it is held.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,10 +47,19 @@ class KeyReused(UserError):
         super().__init__(
             "one request for each idempotency key", f"another request with key {key!r}", "make a new key for it"
         )
+        self.key = key
 
 
 class StoreReadOnly(UserError):
-    """A change came to a store that another process writes to, or that failed to write before."""
+    """A change came to a store that was opened to read, or that another process writes to."""
+
+
+class StoreSuperseded(StoreReadOnly):
+    """A change came to a store of one model after an index of another one was published in its place."""
+
+
+class StoreUnreachable(UserError):
+    """A vector database does not answer, or refuses what it is asked."""
 
 
 @dataclass(frozen=True)
@@ -189,12 +199,23 @@ class VectorStore(Protocol):
     def corrected(self) -> bool:
         """Whether images have offsets."""
 
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened to be changed."""
+
+    def keep_image(self, data: bytes) -> str:
+        """Put an encoded image where the next model will find it, durably, if there is such a place; its SHA-256."""
+
     def apply(self, changes: Sequence[Change], key: str = "") -> Receipt:
         """Apply `changes` in their order, all or none; they are durable and visible to the next view on return.
 
-        A repeated idempotency `key` with the same changes returns the first receipt and changes nothing.
+        A repeated idempotency `key` with the same changes returns the first receipt and changes nothing; where an
+        upsert names the digest of its image, that stands for the vector, which a model may make a little differently.
         `VersionConflict`, `KeyReused`, `StoreReadOnly`; an `OSError` of the disk means that nothing was applied.
         """
+
+    def submit(self, changes: Sequence[Change], key: str = "") -> Future[Receipt]:
+        """As `apply`, without waiting for the disk. A future that is cancelled in time was not applied."""
 
     def view(self) -> AbstractContextManager[StoreView]:
         """The state now, with every acknowledged change in it."""

@@ -1,6 +1,7 @@
-"""A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS [hold] [page]`.
+"""A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS WORDS`.
 
-With `hold`, loading waits for a line on standard input. `page`, or `page=HOST:PORT`, serves the page too.
+With the word `hold`, loading waits for a line on standard input; with `writable`, changes are accepted. `page`, or
+`page=HOST:PORT`, serves the page too.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ class SteeredRuntime(ColourRuntime):
 
 def main(argv: list[str] | None = None) -> int:
     index, address, *words = sys.argv[1:]
-    hold = "hold" in words
     page = [word.partition("=")[2] or "127.0.0.1:0" for word in words if word.startswith("page")]
 
     def load() -> SearchEngine:
-        if hold:
+        if "hold" in words:
             sys.stdin.readline()
         runtime = SteeredRuntime()
-        return SearchEngine(runtime, EmbeddedStore.open(Path(index), runtime.fingerprint, writable=False))
+        store = EmbeddedStore.open(Path(index), runtime.fingerprint, writable="writable" in words)
+        return SearchEngine(runtime, store)
 
     serve(address, load, grace=5.0, http=HttpSettings(page[0]) if page else None)
     return 0

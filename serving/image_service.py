@@ -1,0 +1,95 @@
+"""Looking images up, adding and removing them: translates between protos and Python; nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from protos.imageretrieval.v1 import image_service_pb2 as pb
+from protos.imageretrieval.v1 import status_pb2
+from serving.call_guard import Call, CallGuard, as_they_come
+from serving.image_lookup import DEFAULT_IMAGES
+from serving.image_values import IMAGE_FIELDS, image_message, upsert_of
+from serving.method_policies import Scope
+from serving.proto_values import ReadMask, read_mask
+
+
+class ImageService:
+    """See protos/imageretrieval/v1/image_service.proto."""
+
+    def __init__(self, guard: CallGuard) -> None:
+        self.guard = guard
+
+    async def GetImage(self, request: pb.GetImageRequest, call: Call) -> pb.GetImageResponse:
+        """Look an image up."""
+        mask = _mask(request.read_mask, call)
+        known, revision = await call.engine.images.get(request.image_id, "vector" in mask.fields, call.deadline)
+        return pb.GetImageResponse(image=image_message(known, mask), index_revision=revision)
+
+    async def BatchGetImages(self, request: pb.BatchGetImagesRequest, call: Call) -> pb.BatchGetImagesResponse:
+        """Look several images up."""
+        mask = _mask(request.read_mask, call)
+        found, revision = await call.engine.images.batch_get(request.image_ids, "vector" in mask.fields, call.deadline)
+        return pb.BatchGetImagesResponse(
+            images=[image_message(known, mask) for known in found if known],
+            missing_image_ids=[id_ for id_, known in zip(request.image_ids, found, strict=True) if not known],
+            index_revision=revision,
+        )
+
+    async def ListImages(self, request: pb.ListImagesRequest, call: Call) -> pb.ListImagesResponse:
+        """Page through the images."""
+        mask = _mask(request.read_mask, call)
+        images, token, revision = await call.engine.images.page(
+            request.page_size or DEFAULT_IMAGES,
+            request.page_token,
+            request.filter,
+            "vector" in mask.fields,
+            call.deadline,
+        )
+        return pb.ListImagesResponse(
+            images=[image_message(known, mask) for known in images], next_page_token=token, index_revision=revision
+        )
+
+    async def UpsertImage(self, request: pb.UpsertImageRequest, call: Call) -> pb.UpsertImageResponse:
+        """Add or replace an image."""
+        version = await call.engine.changes.upsert(upsert_of(request), call.deadline)
+        return pb.UpsertImageResponse(version=version, model_revision=call.engine.runtime.fingerprint)
+
+    async def StreamUpsertImages(
+        self, requests: AsyncIterator[pb.StreamUpsertImagesRequest], call: Call
+    ) -> AsyncIterator[pb.StreamUpsertImagesResponse]:
+        """Add or replace images as they come."""
+
+        async def answer(request: pb.StreamUpsertImagesRequest) -> pb.StreamUpsertImagesResponse:
+            try:
+                response = await self.UpsertImage(request.request, call)
+            except Exception as error:
+                status = self.guard.status(error, call.method, call.request_id)
+                told = status_pb2.Status(code=status.code, message=status.message, details=status.details)
+                return pb.StreamUpsertImagesResponse(tag=request.tag, error=told)
+            return pb.StreamUpsertImagesResponse(tag=request.tag, response=response)
+
+        async for response in as_they_come(requests, answer):
+            yield response
+
+    async def DeleteImage(self, request: pb.DeleteImageRequest, call: Call) -> pb.DeleteImageResponse:
+        """Remove an image."""
+        if_version = request.if_version if request.HasField("if_version") else None
+        (version,) = await call.engine.changes.delete(
+            [request.image_id], if_version, request.request_id, call.deadline, "image_id"
+        )
+        return pb.DeleteImageResponse(version=version)
+
+    async def BatchDeleteImages(self, request: pb.BatchDeleteImagesRequest, call: Call) -> pb.BatchDeleteImagesResponse:
+        """Remove several images, all or none."""
+        versions = await call.engine.changes.delete(request.image_ids, None, request.request_id, call.deadline)
+        return pb.BatchDeleteImagesResponse(versions=versions)
+
+
+def _mask(mask: FieldMask, call: Call) -> ReadMask:
+    """What to return; a vector only to who may have it."""
+    chosen = read_mask(mask, IMAGE_FIELDS)
+    if "vector" in chosen.fields:
+        call.require(Scope.VECTORS)
+    return chosen
