@@ -60,27 +60,41 @@ class ServiceError(Exception):
 
     def _read(self, details: Iterable[Any]) -> None:
         """Take over what google.protobuf.Any messages tell; others than those of google.rpc are passed over."""
+        from google.protobuf.message import DecodeError
         from google.rpc import error_details_pb2 as rpc
 
+        kinds = (
+            rpc.ErrorInfo,
+            rpc.BadRequest,
+            rpc.PreconditionFailure,
+            rpc.ResourceInfo,
+            rpc.RetryInfo,
+            rpc.RequestInfo,
+        )
         for detail in details:
-            kind = getattr(rpc, detail.TypeName().removeprefix("google.rpc."), None)
-            if kind is None:
-                continue
-            told = kind()
-            detail.Unpack(told)
-            if isinstance(told, rpc.ErrorInfo):
+            for kind in kinds:
+                told = kind()
+                try:
+                    if detail.Unpack(told):
+                        self._take(told)
+                except DecodeError:
+                    continue
+
+    def _take(self, told: Any) -> None:
+        match type(told).__name__:
+            case "ErrorInfo":
                 self.reason, self.metadata = told.reason, dict(told.metadata)
-            elif isinstance(told, rpc.BadRequest):
+            case "BadRequest":
                 violations = told.field_violations
                 self.field_violations = tuple(FieldViolation(v.field, v.description, v.reason) for v in violations)
-            elif isinstance(told, rpc.PreconditionFailure):
+            case "PreconditionFailure":
                 failures = told.violations
                 self.preconditions = tuple(Precondition(v.type, v.subject, v.description) for v in failures)
-            elif isinstance(told, rpc.ResourceInfo):
+            case "ResourceInfo":
                 self.resource = Resource(told.resource_type, told.resource_name, told.description)
-            elif isinstance(told, rpc.RetryInfo):
+            case "RetryInfo":
                 self.retry_delay = told.retry_delay.ToTimedelta().total_seconds()
-            elif isinstance(told, rpc.RequestInfo):
+            case "RequestInfo":
                 self.request_id = told.request_id
 
 

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError
-from google.rpc import status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from serving.call_guard import CallGuard, CallRefused
@@ -130,4 +130,11 @@ def _certificate_names(auth_context: Any) -> tuple[str, ...]:
 
 async def _abort(context: grpc.aio.ServicerContext, status: status_pb2.Status) -> None:
     told = rpc_status.to_status(status)
-    await context.abort(told.code, told.details, told.trailing_metadata)
+    await context.abort(told.code, told.details, (*told.trailing_metadata, *_pushback(status)))
+
+
+def _pushback(status: status_pb2.Status) -> list[tuple[str, str]]:
+    """RetryInfo once more, as the trailer that gRPC clients wait by when they repeat calls on their own."""
+    retry = error_details_pb2.RetryInfo()
+    delays = [retry.retry_delay.ToMilliseconds() for detail in status.details if detail.Unpack(retry)]
+    return [("grpc-retry-pushback-ms", str(delay)) for delay in delays]
