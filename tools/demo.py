@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,19 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--mode", choices=("serve", "check"), default="serve")
     parser.add_argument("--address", default="127.0.0.1:50051")
+    parser.add_argument("--http-address", default="127.0.0.1:8080", help="of the page; the next free port is taken")
     parser.add_argument("--images", type=Path, help="a folder of your own pictures")
     options = parser.parse_args(argv)
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped too
     # A check must not depend on a free port.
     address = "127.0.0.1:0" if options.mode == "check" else options.address
+    http_address = "127.0.0.1:0" if options.mode == "check" else _free(options.http_address)
     index = _own_folder(options.images) if options.images else _emoji()
-    with _server(index, address) as (process, real_address):
+    with _server(index, address, http_address) as (process, real_address, page):
         console.say(f"ready after {time.monotonic() - started:.0f} s")
         good = _ask(real_address, index, QUESTIONS if not options.images else ())
         if options.mode == "check":
             return console.EXIT_OK if good else console.EXIT_FAILED
-        _say_how_to_query(real_address)
+        _say_how_to_query(real_address, page)
         return _serve_until_interrupted(process)
 
 
@@ -95,18 +98,20 @@ def _run(module: str, *arguments: object) -> None:
 
 
 @contextlib.contextmanager
-def _server(index: Path, address: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running server and its real address; stopped by SIGTERM at the end."""
-    command = ["serving.server", "--index", str(index), "--address", address]
+def _server(index: Path, address: str, http_address: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A running server, its real address and that of its page; stopped by SIGTERM at the end."""
+    command = ["serving.server", "--index", str(index), "--address", address, "--http-address", http_address]
     console.say(f"\n$ python -m {' '.join(command)}")
     process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         for line in process.stdout:
             if found := re.fullmatch(r"listening on (\S+)\s*", line):
-                with SearchClient(found[1]) as client:
+                address = found[1]
+            if found := re.fullmatch(r"page on (\S+)\s*", line):
+                with SearchClient(address) as client:
                     client.wait_until_ready(timeout=120)
-                yield process, found[1]
+                yield process, address, found[1]
                 break
         else:
             sys.exit(process.wait() or console.EXIT_FAILED)
@@ -154,9 +159,21 @@ def _exact_answers(client: SearchClient, index: Path, questions: Sequence[Questi
     return answers
 
 
-def _say_how_to_query(address: str) -> None:
+def _free(address: str) -> str:
+    """The address, with the first port from its own on that is free."""
+    host, _, first = address.rpartition(":")
+    for port in range(int(first), int(first) + 100):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+            return f"{host}:{port}"
+    return f"{host}:0"
+
+
+def _say_how_to_query(address: str, page: str) -> None:
     python = os.path.relpath(sys.executable)
-    console.say("\nThe server goes on. In another terminal:")
+    console.say(f"\nThe server goes on. Search in a browser: {page}")
+    console.say("Or in another terminal:")
     console.say(f'  {python} -m serving.client search "somebody riding a bike" --address {address}')
     console.say(f"  {python} -m serving.client search-image PICTURE.jpg --address {address}")
     console.say("Ctrl-C stops it.")
