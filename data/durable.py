@@ -95,13 +95,13 @@ def naming_file(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data` so that a reader, or a crash, sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with naming_file(path), os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would keep a server under another user from reading it
+            os.fchmod(descriptor, mode)  # mkstemp's 0600 would keep a server under another user from reading it
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

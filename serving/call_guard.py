@@ -18,9 +18,11 @@ from typing import TypeVar
 
 from google.rpc import code_pb2, status_pb2
 
+from serving.access import Access, AccessSettings
+from serving.caller_limits import Account, CallerLimits, LimitSettings
 from serving.callers import Caller, Origin, PermissionDenied, UnknownMethod
 from serving.error_details import NotReady, status_of
-from serving.method_policies import POLICIES, MethodPolicy, Scope
+from serving.method_policies import POLICIES, Scope
 from serving.search_engine import SearchEngine
 
 IN_FLIGHT = 32  # answers under way in one stream
@@ -40,6 +42,14 @@ class Call:
     engine: SearchEngine
     caller: Caller
     origin: Origin
+    admission: Admission
+
+    def charge(self, items: int = 1) -> None:
+        """Count further items, such as those of a batch or a stream, as if each had come in a call of its own.
+
+        `LimitExceeded` when they are too many; `Unauthenticated` when the credential has been taken back meanwhile.
+        """
+        self.admission.charge(items)
 
     def require(self, scope: Scope) -> None:
         """`PermissionDenied` unless the caller has a scope that only some requests of the method need."""
@@ -74,7 +84,9 @@ class CallGuard:
     Each of `observers` is told the end of every call, on the event loop, and must be quick.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access | None = None, limits: CallerLimits | None = None) -> None:
+        self.access = Access(AccessSettings()) if access is None else access
+        self.limits = CallerLimits(LimitSettings()) if limits is None else limits
         self.engine: SearchEngine | None = None  # None until the model and the index are loaded
         self.observers: list[Callable[[EndedCall], None]] = []
         self._process = secrets.token_hex(6)
@@ -98,37 +110,51 @@ class CallGuard:
             _log.error("request %s failed in %s", request_id, method, exc_info=error)
         return status
 
-    def caller(self, origin: Origin) -> Caller:
-        """Who calls; `Unauthenticated`."""
-        return Caller(origin.peer, frozenset(Scope))
-
 
 class Admission:
     """The time between a call's beginning and its end."""
 
-    __slots__ = ("_guard", "method", "request_id", "origin", "caller", "call", "_began")
+    __slots__ = ("_guard", "method", "request_id", "origin", "caller", "call", "_began", "_account", "_bulk")
 
     def __init__(self, guard: CallGuard, method: str, request_id: str, origin: Origin) -> None:
         self._guard, self.method, self.request_id, self.origin = guard, method, request_id, origin
         self.caller: Caller | None = None
         self.call: Call | None = None
+        self._account: Account | None = None
+        self._bulk = False
         self._began = time.perf_counter()
 
     def admit(self) -> None:
         """Decide; what this raises is told to the client."""
         guard, origin = self._guard, self.origin
-        caller = self.caller = guard.caller(origin)
-        _check_policy(POLICIES.get(self.method), caller, origin)
+        policy = POLICIES.get(self.method)
+        if policy is None or (policy.admin and not origin.admin):
+            raise UnknownMethod
+        caller = self.caller = guard.access.caller(origin)
+        if policy.scope not in caller.scopes:
+            raise PermissionDenied(policy.scope)
         remaining = origin.remaining
         if remaining is not None and remaining <= 0:
             raise TimeoutError
         if guard.engine is None:
             raise NotReady
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
-        self.call = Call(self.method, self.request_id, deadline, guard.engine, caller, origin)
+        self._bulk = policy.bulk
+        self._account = guard.limits.enter((caller.kind, caller.name), policy.bulk)
+        self.call = Call(self.method, self.request_id, deadline, guard.engine, caller, origin, self)
+
+    def charge(self, items: int) -> None:
+        """See `Call.charge`."""
+        assert self._account is not None
+        self._guard.access.caller(self.origin)
+        self._guard.limits.charge(self._account, items)
 
     def end(self, error: BaseException | None) -> CallRefused | None:
-        """Tell the observers; return what the client is told of `error`."""
+        """Give the place back and tell the observers; return what the client is told of `error`."""
+        seconds = time.perf_counter() - self._began
+        if self._account is not None:
+            self._guard.limits.leave(self._account, self._bulk, seconds)
+            self._account = None
         code, refused = code_pb2.OK, None
         if isinstance(error, Exception):
             status = self._guard.status(error, self.method, self.request_id)
@@ -136,7 +162,6 @@ class Admission:
         elif error is not None:  # nobody waits for an answer any more
             code = code_pb2.CANCELLED
         if self._guard.observers:
-            seconds = time.perf_counter() - self._began
             ended = EndedCall(self.method, self.request_id, self.caller, self.origin, code, seconds, error)
             for observer in self._guard.observers:
                 observer(ended)
@@ -154,13 +179,6 @@ class Admission:
             raise refused from error
 
 
-def _check_policy(policy: MethodPolicy | None, caller: Caller, origin: Origin) -> None:
-    if policy is None or (policy.admin and not origin.admin):
-        raise UnknownMethod
-    if policy.scope not in caller.scopes:
-        raise PermissionDenied(policy.scope)
-
-
 async def as_they_come(
     requests: AsyncIterator[_Request], answer: Callable[[_Request], Awaitable[_Response]]
 ) -> AsyncIterator[_Response]:
@@ -175,13 +193,10 @@ async def as_they_come(
         answers.put_nowait(await answer(request))
 
     async def all_of_them() -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for request in requests:
-                    await room.acquire()
-                    group.create_task(one(request))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        async with asyncio.TaskGroup() as group:
+            async for request in requests:
+                await room.acquire()
+                group.create_task(one(request))
         answers.put_nowait(None)
 
     reading = asyncio.create_task(all_of_them())
@@ -190,6 +205,9 @@ async def as_they_come(
         while (response := await answers.get()) is not None:
             room.release()
             yield response
-        await reading
+        try:
+            await reading
+        except BaseExceptionGroup as errors:  # the group around the tasks; what went wrong is in it
+            raise errors.exceptions[0] from None
     finally:
         reading.cancel()

@@ -26,10 +26,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody with permissions; the name is for limits, metrics and logs."""
+    """Somebody with permissions; the name is for limits and logs.
+
+    `kind` is "token", "certificate" or "anonymous": the last has an address for a name, of which there is no end.
+    """
 
     name: str
     scopes: frozenset[Scope]
+    kind: str
 
 
 class Unauthenticated(Exception):

@@ -5,6 +5,7 @@ Every status carries ErrorInfo with the domain "imageretrieval" and one of the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -14,6 +15,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from data.errors import QueryError, SnapshotError
+from serving.caller_limits import LimitExceeded
 from serving.callers import PermissionDenied, Unauthenticated, UnknownMethod
 from serving.catalog import ImageNotFound
 from serving.image_changes import ReadOnly, StoreFailed
@@ -35,6 +37,7 @@ class Reason(StrEnum):
     INVALID_IMAGE = "INVALID_IMAGE"  # an image cannot be decoded within the limits; the violation's reason says why
     IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"  # the index holds no image with this id
     PAGE_TOKEN_EXPIRED = "PAGE_TOKEN_EXPIRED"  # the index has changed too much since; begin with the first page
+    RATE_LIMITED = "RATE_LIMITED"  # the caller asks for more than its share; try again after the delay in RetryInfo
     OVERLOADED = "OVERLOADED"  # more waits than can be done in time; try again after the delay in RetryInfo
     MALFORMED_REQUEST = "MALFORMED_REQUEST"  # the request is no message of the method's type
     METHOD_NOT_FOUND = "METHOD_NOT_FOUND"  # no method of this name is answered at this address
@@ -77,8 +80,8 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
         message = "the index has changed since the first page; begin with the first page again"
         return _status(grpc.StatusCode.FAILED_PRECONDITION, message, Reason.PAGE_TOKEN_EXPIRED, failure)
     if isinstance(error, Overloaded):
-        retry = _retry_after(error.retry_after)
-        return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), Reason.OVERLOADED, retry)
+        reason = Reason.RATE_LIMITED if isinstance(error, LimitExceeded) else Reason.OVERLOADED
+        return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), reason, _retry_after(error.retry_after))
     if isinstance(error, MalformedRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(description=_short(str(error)))
         bad_request = error_details_pb2.BadRequest(field_violations=[violation])
@@ -137,7 +140,7 @@ def _unchanged(error: Exception) -> status_pb2.Status | None:
 
 def _retry_after(seconds: float) -> error_details_pb2.RetryInfo:
     retry = error_details_pb2.RetryInfo()
-    retry.retry_delay.FromMilliseconds(max(1, round(1_000 * seconds)))
+    retry.retry_delay.FromMilliseconds(max(1, math.ceil(1_000 * seconds)))
     return retry
 
 

@@ -58,6 +58,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
     ) -> search_service_pb2.BatchSearchResponse:
         """Answer several searches."""
         check_count("requests", len(request.requests), MAX_SEARCHES)
+        call.charge(len(request.requests) - 1)
         results = await asyncio.gather(*(self._result(one, call) for one in request.requests))
         return search_service_pb2.BatchSearchResponse(results=results)
 
@@ -67,17 +68,19 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         """Answer searches as they come."""
 
         async def answer(request: search_service_pb2.StreamSearchRequest) -> search_service_pb2.StreamSearchResponse:
-            result = await self._result(request.request, call, bulk=False)
+            result = await self._result(request.request, call, in_stream=True)
             return search_service_pb2.StreamSearchResponse(tag=request.tag, result=result)
 
         async for response in as_they_come(requests, answer):
             yield response
 
     async def _result(
-        self, request: search_service_pb2.SearchRequest, call: Call, bulk: bool = True
+        self, request: search_service_pb2.SearchRequest, call: Call, in_stream: bool = False
     ) -> search_service_pb2.SearchResult:
         try:
-            return search_service_pb2.SearchResult(response=await _search(request, call, bulk))
+            if in_stream:
+                call.charge()
+            return search_service_pb2.SearchResult(response=await _search(request, call, bulk=not in_stream))
         except Exception as error:
             status = self.guard.status(error, call.method, call.request_id)
             told = status_pb2.Status(code=status.code, message=status.message, details=status.details)
@@ -108,6 +111,7 @@ class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         self, request: embedding_service_pb2.EmbedTextsRequest, call: Call
     ) -> embedding_service_pb2.EmbedTextsResponse:
         """Embed texts."""
+        call.charge(len(request.texts) - 1)
         embeddings = await call.engine.embed_texts(request.texts, call.deadline)
         return embedding_service_pb2.EmbedTextsResponse(
             embeddings=[query_pb2.Vector(values=row) for row in embeddings.tolist()],
@@ -118,6 +122,7 @@ class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         self, request: embedding_service_pb2.EmbedImagesRequest, call: Call
     ) -> embedding_service_pb2.EmbedImagesResponse:
         """Embed images."""
+        call.charge(len(request.images) - 1)
         embeddings = await call.engine.embed_images(request.images, call.deadline)
         return embedding_service_pb2.EmbedImagesResponse(
             embeddings=[query_pb2.Vector(values=row) for row in embeddings.tolist()],

@@ -1,11 +1,10 @@
-"""The gRPC server process: opens the port, loads, reports health, drains and stops; knows no query.
+"""The gRPC server process: opens the ports, loads, reports health, drains and stops; knows no query.
 
 Example: `python -m serving.server --index index --address 127.0.0.1:50051`.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from data import console
 from data.errors import UserError
-from serving.web.http_settings import HttpSettings
+from serving.network import split_address
+from serving.server_settings import DEFAULT_ADDRESS, ServerSettings, read_arguments
+from serving.settings_sources import to_toml
 
 if TYPE_CHECKING:
     import grpc
@@ -29,46 +30,46 @@ if TYPE_CHECKING:
     from serving.search_engine import SearchEngine
     from serving.vector_store import VectorStore
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 # Changes above the snapshot at which a compaction starts; every search compares with each of them.
 COMPACT_AFTER = 10_000
 
-# The largest image is 32 MiB; the rest of a request is small.
-MAX_MESSAGE_BYTES = 33 * 1024 * 1024
 
+def serve(settings: ServerSettings, load: Callable[[], SearchEngine]) -> None:
+    """Serve what `load` returns until SIGTERM or SIGINT; then running calls have `settings.grace` seconds.
 
-def serve(
-    address: str, load: Callable[[], SearchEngine], grace: float = 10.0, http: HttpSettings | None = None
-) -> None:
-    """Serve what `load` returns on `address` until SIGTERM or SIGINT; then running calls have `grace` seconds.
-
-    The port is open, and health says NOT_SERVING, while `load` runs in a thread. Prints `listening on HOST:PORT` on
-    standard output, and `page on http://HOST:PORT` where `http` asks for the page. `UserError` when an address cannot
-    be used; what `load` raises is raised.
+    The ports are open, and health says NOT_SERVING, while `load` runs in a thread. Prints `listening on HOST:PORT` on
+    standard output, then `operators on HOST:PORT` and `page on http://HOST:PORT` where there are such. `UserError` when
+    an address or a file of the settings cannot be used; what `load` raises is raised.
     """
-    still_loading = asyncio.run(_serve(address, load, grace, http))
+    still_loading = asyncio.run(_serve(settings, load))
     if still_loading:
         # A thread inside a model's native code can neither be stopped nor outlive the interpreter.
         sys.stdout.flush()
         os._exit(console.EXIT_OK)
 
 
-async def _serve(
-    address: str, load: Callable[[], SearchEngine], grace: float, http: HttpSettings | None = None
-) -> bool:
+async def _serve(settings: ServerSettings, load: Callable[[], SearchEngine]) -> bool:
     """Run the server; return whether `load` was still running when it was asked to stop."""
-    server, guard, health_service = _make_server()
-    port = _open_port(server, address)
+    from grpc_health.v1 import health
+
+    from serving.access import Access
+    from serving.call_guard import CallGuard
+    from serving.caller_limits import CallerLimits
+
+    guard = CallGuard(Access(settings.access), CallerLimits(settings.limits))
+    health_service = health.aio.HealthServicer()
+    servers = _open_ports(settings, guard, health_service)
     stopping = asyncio.ensure_future(_stop_signal())
     await _set_serving(health_service, False)
-    await server.start()
-    print(f"listening on {address.rpartition(':')[0]}:{port}", flush=True)
+    for server, told in servers:
+        await server.start()
+        print(told, flush=True)
     page = contextlib.AsyncExitStack()
-    if http is not None:
+    if settings.http.address:
         from serving.web.http_server import http_server
 
-        page_address = await page.enter_async_context(http_server(http, guard, grace))
+        page_address = await page.enter_async_context(http_server(settings.http, guard, settings.grace))
         print(f"page on {page_address}", flush=True)
     loading = _in_daemon_thread(load)
     try:
@@ -84,47 +85,60 @@ async def _serve(
         console.say("stopping; running calls are finished first")
     finally:
         await health_service.enter_graceful_shutdown()
-        await asyncio.gather(server.stop(grace), page.aclose())
+        await asyncio.gather(*(server.stop(settings.grace) for server, _ in servers), page.aclose())
         if guard.engine is not None:
             guard.engine.close()
     return not loading.done()
 
 
-def _make_server() -> tuple[grpc.aio.Server, CallGuard, health.aio.HealthServicer]:
-    """A server with our services, health and reflection, not yet on a port."""
+def _open_ports(
+    settings: ServerSettings, guard: CallGuard, health_service: health.aio.HealthServicer
+) -> list[tuple[grpc.aio.Server, str]]:
+    """The servers, not yet started, and the line that tells where each listens."""
+    from serving.tls import CertificateFiles
+
+    certificates = CertificateFiles(settings.tls) if settings.tls.on else None
+    addresses = [("--address", settings.address, settings.admin_on_main, "listening on")]
+    if settings.admin_address:
+        addresses.append(("--admin-address", settings.admin_address, True, "operators on"))
+    opened = []
+    for flag, address, admin, told in addresses:
+        server = _make_server(settings, guard, health_service, admin)
+        port = _open_port(server, address, flag, certificates.credentials() if certificates else None)
+        opened.append((server, f"{told} {split_address(address, flag, DEFAULT_ADDRESS)[0]}:{port}"))
+    return opened
+
+
+def _make_server(
+    settings: ServerSettings, guard: CallGuard, health_service: health.aio.HealthServicer, admin: bool
+) -> grpc.aio.Server:
+    """A server with our services and health, not yet on a port; with reflection where operators call."""
     import grpc
     from grpc_health.v1 import health, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection
 
-    from serving.call_guard import CallGuard
+    from serving.connections import channel_options
     from serving.grpc_methods import refuse_other_methods
     from serving.grpc_service import SERVICES, add_services
 
-    options = [
-        ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share its calls
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ]
-    server, guard, health_service = grpc.aio.server(options=options), CallGuard(), health.aio.HealthServicer()
-    add_services(server, guard, admin=True)
+    server = grpc.aio.server(options=channel_options(settings.connections))
+    add_services(server, guard, admin)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    if admin:
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     refuse_other_methods(server)
-    return server, guard, health_service
+    return server
 
 
-def _open_port(server: grpc.aio.Server, address: str) -> int:
+def _open_port(server: grpc.aio.Server, address: str, flag: str, credentials: grpc.ServerCredentials | None) -> int:
     """Bind the server to `address` and return the port, which the system chooses when it is 0."""
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdecimal() and int(port) < 65_536):
-        raise UserError("an address HOST:PORT", repr(address), f"name one such as --address {DEFAULT_ADDRESS}")
     try:
-        return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError:
         raise UserError(
             "an address of this machine that is free",
             f"{address}, which cannot be opened",
-            "stop the program that uses it, or choose another --address (port 0 takes any free one)",
+            f"stop the program that uses it, or choose another {flag} (port 0 takes any free one)",
         ) from None
 
 
@@ -198,38 +212,17 @@ def load_engine(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments and serve."""
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.server",
-        description="Answer image searches over gRPC until SIGTERM. Without TLS: keep it on a loopback address.",
-    )
-    parser.add_argument("--bundle", help='directory of the model, or "default", if not the copy in the index')
-    place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--index", type=Path, help="directory that serving.build_index made")
-    place.add_argument(
-        "--store", default="", metavar="milvus://HOST:PORT?name=NAME", help="what build_index --store filled"
-    )
-    parser.add_argument(
-        "--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s; port 0: any"
-    )
-    parser.add_argument(
-        "--http-address", metavar="HOST:PORT", help="serve the page and its JSON here; default: nowhere"
-    )
-    parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="for running calls when stopping")
-    parser.add_argument("--writable", action="store_true", help="accept changes; one process at a time")
-    arguments = parser.parse_args(argv)
-    if arguments.store and not arguments.bundle:
-        parser.error("--store needs --bundle, the model that the images were embedded by")
+    """Read the settings and serve."""
+    settings, print_only = read_arguments(argv)
+    if print_only:
+        print(to_toml(settings), end="")
+        return console.EXIT_OK
+    settings.check_source()
     # Searches run side by side; threads of one matrix product would only take cores from the others. NumPy reads this
     # when it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    http = HttpSettings(arguments.http_address) if arguments.http_address else None
-
-    def load() -> SearchEngine:
-        return load_engine(arguments.index, arguments.bundle, arguments.store, arguments.writable)
-
-    serve(arguments.address, load, arguments.grace, http)
+    serve(settings, lambda: load_engine(settings.index, settings.bundle or None, settings.store))
     return console.EXIT_OK
 
 

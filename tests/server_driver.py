@@ -1,7 +1,7 @@
-"""A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS WORDS`.
+"""A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS [WORD …] [FLAG …]`.
 
-With the word `hold`, loading waits for a line on standard input; with `writable`, changes are accepted. `page`, or
-`page=HOST:PORT`, serves the page too.
+With the word `hold`, loading waits for a line on standard input; `page`, or `page=HOST:PORT`, serves the page too, and
+`writable` accepts changes. Flags are those of serving.server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from data import console
 from serving.embedded_store import EmbeddedStore
 from serving.search_engine import SearchEngine
 from serving.server import serve
-from serving.web.http_settings import HttpSettings
+from serving.server_settings import read_arguments
 
 
 class SteeredRuntime(ColourRuntime):
@@ -33,17 +33,21 @@ class SteeredRuntime(ColourRuntime):
 
 
 def main(argv: list[str] | None = None) -> int:
-    index, address, *words = sys.argv[1:]
-    page = [word.partition("=")[2] or "127.0.0.1:0" for word in words if word.startswith("page")]
+    index, address, *flags = sys.argv[1:]
+    hold = "hold" in flags
+    page = [word.partition("=")[2] or "127.0.0.1:0" for word in flags if word.startswith("page")]
+    flags = [("--writable" if word == "writable" else word) for word in flags if word[:4] not in ("hold", "page")]
+    flags += ["--address", address, "--grace", "5", *(["--http-address", page[0]] if page else [])]
+    settings, _ = read_arguments(flags)
 
     def load() -> SearchEngine:
-        if "hold" in words:
+        if hold:
             sys.stdin.readline()
         runtime = SteeredRuntime()
-        store = EmbeddedStore.open(Path(index), runtime.fingerprint, writable="writable" in words)
+        store = EmbeddedStore.open(Path(index), runtime.fingerprint, writable=settings.writable)
         return SearchEngine(runtime, store)
 
-    serve(address, load, grace=5.0, http=HttpSettings(page[0]) if page else None)
+    serve(settings, load)
     return 0
 
 

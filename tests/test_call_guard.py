@@ -75,7 +75,7 @@ def test_methods_for_operators_are_answered_at_the_admin_address(guard):
 
 
 def test_a_scope_that_only_some_requests_need_is_asked_for_then(guard, monkeypatch):
-    monkeypatch.setattr(guard, "caller", lambda origin: Caller("reader", frozenset({Scope.SEARCH})))
+    monkeypatch.setattr(guard.access, "caller", lambda origin: Caller("reader", frozenset({Scope.SEARCH}), "token"))
     with guard.admit("SearchService.Search", PEER) as call:
         call.require(Scope.SEARCH)
     with pytest.raises(CallRefused) as refusal, guard.admit("SearchService.Search", PEER) as call:

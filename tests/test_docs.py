@@ -84,7 +84,7 @@ class Reader:
             command += f" --address {DEMO_ADDRESS}"  # the client's default
         for shown, real in self.addresses.items():
             command = command.replace(shown, real)
-        if "-m serving.server" in command and "--help" not in command:
+        if "-m serving.server" in command and not re.search("--help|--print-config", command):
             self._serve(command)
             return
         finished = subprocess.run(

@@ -24,6 +24,7 @@ TOOLS = (
     "serving.import_vectors",
     "serving.manage",
     "serving.server",
+    "serving.tokens",
     "serving.client",
     "benchmarks.anchoring",
     "benchmarks.distillation",

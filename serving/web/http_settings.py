@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serving.settings_sources import setting
+
 
 @dataclass(frozen=True)
 class HttpSettings:
-    """Where the page and its JSON are served. `origins` lists the web origins whose pages may call, as CORS has them.
+    """Where the page and its JSON are served. Thumbnails are kept under the cache directory."""
 
-    Thumbnails are kept under the cache directory, up to `thumbnail_bytes`.
-    """
-
-    address: str
-    origins: tuple[str, ...] = ()
-    thumbnail_bytes: int = 512 * 1024 * 1024
+    address: str = setting("", "where the page and its JSON are served; if not given, nowhere", "HOST:PORT")
+    origins: tuple[str, ...] = setting((), "web origins whose pages may call, as CORS has them", "ORIGIN,…")
+    thumbnail_bytes: int = setting(512 * 1024 * 1024, "kept of thumbnails on the disk", "BYTES", 0)

@@ -1,0 +1,107 @@
+"""All settings of the server in one place, and where they come from; knows nothing of what they do.
+
+Each group stands beside what it configures. `python -m serving.server --print-config` prints those in effect. None of
+them is a secret: tokens and keys stand in files, of which the settings hold the names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.errors import UserError
+from serving.access import AccessSettings
+from serving.caller_limits import LimitSettings
+from serving.connections import ConnectionSettings
+from serving.network import is_loopback, split_address
+from serving.settings_sources import SettingsError, add_flags, read_settings, setting
+from serving.tls import TlsSettings
+from serving.web.http_settings import HttpSettings
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+PREFIX = "IMAGE_SEARCH"
+CONFIG_VARIABLE = f"{PREFIX}_CONFIG"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What a server serves, where and to whom."""
+
+    index: Path | None = setting(None, "directory that serving.build_index made", "DIR")
+    store: str = setting("", "what build_index --store filled, instead of an index", "milvus://HOST:PORT?name=NAME")
+    bundle: str = setting("", 'directory of the model, or "default", if not the copy in the index', "BUNDLE")
+    writable: bool = setting(False, "accept changes; one process at a time", "true, false")
+    address: str = setting(DEFAULT_ADDRESS, "where clients call; port 0: any", "HOST:PORT")
+    admin_address: str = setting(
+        "", "where operators call; if not given, they call at the other address when that is loopback", "HOST:PORT"
+    )
+    insecure: bool = setting(False, "allow a public address without TLS and tokens", "true, false")
+    grace: float = setting(10.0, "for running calls when stopping", "SECONDS", 0)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+
+    def __post_init__(self) -> None:
+        if self.tls.client_ca is not None and not self.access.asked_for:
+            next_step = "say what each may do under [access.certificates], or give tokens by access.tokens"
+            raise SettingsError("permissions for callers with certificates", "tls.client_ca alone", next_step)
+        if self.access.certificates and self.tls.client_ca is None:
+            next_step = "say who signs clients' certificates by tls.client_ca"
+            raise SettingsError("tls.client_ca with access.certificates", "none", next_step)
+        for address, flag in ((self.address, "--address"), (self.admin_address, "--admin-address")):
+            if address:
+                self._check_public(address, flag)
+        if self.http.address and not self.insecure and not is_loopback(self.http.address.rpartition(":")[0]):
+            next_step = "put a proxy with TLS before a loopback address; or --insecure where the network is trusted"
+            received = f"--http-address {self.http.address}, and the page is plain HTTP"
+            raise SettingsError("a loopback address for the page", received, next_step)
+
+    def _check_public(self, address: str, flag: str) -> None:
+        host, _ = split_address(address, flag, DEFAULT_ADDRESS)
+        if is_loopback(host) or self.insecure or (self.tls.on and self.access.asked_for):
+            return
+        lacking = [name for name, there in (("TLS", self.tls.on), ("tokens", self.access.asked_for)) if not there]
+        raise SettingsError(
+            f"TLS and tokens, or client certificates, for an address that others reach ({flag} {address})",
+            f"none of {' and '.join(lacking)}" if len(lacking) > 1 else f"no {lacking[0]}",
+            "see docs/security.md; or use a loopback address, or --insecure where the network itself is trusted",
+        )
+
+    @property
+    def admin_on_main(self) -> bool:
+        """Whether operators call where clients do."""
+        return not self.admin_address and is_loopback(split_address(self.address, "--address", DEFAULT_ADDRESS)[0])
+
+    def check_source(self) -> None:
+        """`UserError` unless it is said what to serve."""
+        if (self.index is None) == (not self.store):
+            received = "neither" if not self.store else "both"
+            raise UserError("an index to serve, by --index DIR or --store ADDRESS", received, "give one of them")
+        if self.store and not self.bundle:
+            next_step = "name the model that the images were embedded by"
+            raise UserError("--bundle with --store", "none", next_step)
+
+
+def read_arguments(
+    argv: Sequence[str] | None, environment: Mapping[str, str] = os.environ
+) -> tuple[ServerSettings, bool]:
+    """The settings by flags, environment and file, and whether to print them and do nothing else."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.server",
+        description="Answer image searches over gRPC until SIGTERM. docs/configuration.md tells more of each setting.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"settings in TOML; flags and {PREFIX}_… in the environment come before them"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the settings in effect as TOML, and exit")
+    add_flags(parser, ServerSettings)
+    flags = vars(parser.parse_args(argv))
+    config = flags.pop("config") or environment.get(CONFIG_VARIABLE)
+    print_only = flags.pop("print_config")
+    file = Path(config) if config else None
+    return read_settings(ServerSettings, file, environment, PREFIX, flags, (CONFIG_VARIABLE,)), print_only
