@@ -20,9 +20,7 @@ from grpc_status import rpc_status
 
 from serving.call_guard import CallGuard, CallRefused
 from serving.callers import Origin, UnknownMethod
-from serving.error_details import MalformedRequest, status_of
-
-_UNKNOWN = status_of(UnknownMethod(), "")
+from serving.error_details import MalformedRequest
 
 
 def add_service(
@@ -37,15 +35,26 @@ def add_service(
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
 
 
-def refuse_other_methods(server: grpc.aio.Server) -> None:
+def refuse_other_methods(server: grpc.aio.Server, guard: CallGuard, admin: bool) -> None:
     """Give the refusal of unknown methods the details that all refusals have. The last handler to be added."""
-    server.add_generic_rpc_handlers((_OtherMethods(),))
+    server.add_generic_rpc_handlers((_OtherMethods(guard, admin),))
 
 
 class _OtherMethods(grpc.GenericRpcHandler):
+    def __init__(self, guard: CallGuard, admin: bool) -> None:
+        self._guard, self._admin = guard, admin
+
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        service, _, method = handler_call_details.method.rpartition("/")
+        name = f"{service.rpartition('.')[2]}.{method}"
+
         async def refuse(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-            await _abort(context, _UNKNOWN)
+            try:
+                with self._guard.admit(name, _origin(context, self._admin)):
+                    raise UnknownMethod  # the interface has it, this server does not
+            except CallRefused as refused:
+                status = refused.status
+            await _abort(context, status)
             yield b""  # never; makes this a stream, which every kind of call accepts as its refusal
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -56,12 +65,10 @@ def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGua
     decode = _decoder(message_factory.GetMessageClass(method.input_type))
     encode = message_factory.GetMessageClass(method.output_type).SerializeToString
 
-    async def one(request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def one(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
         try:
             with guard.admit(name, _origin(context, admin)) as call:
-                if request.__class__ is MalformedRequest:
-                    raise request
-                return await handler(request, call)
+                return await handler(_checked(await context.read()), call)
         except CallRefused as refused:
             status = refused.status
         return await _abort(context, status)
@@ -78,7 +85,9 @@ def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGua
 
     if method.server_streaming:
         return grpc.stream_stream_rpc_method_handler(many, decode, encode)
-    return grpc.unary_unary_rpc_method_handler(one, decode, encode)
+    # On the wire it is the same as a call with one request; here, the request is read when the caller has been let in,
+    # so that nobody can fill the memory with requests that are refused.
+    return grpc.stream_unary_rpc_method_handler(one, decode, encode)
 
 
 def _decoder(message: Any) -> Callable[[bytes], Any]:
@@ -95,9 +104,15 @@ def _decoder(message: Any) -> Callable[[bytes], Any]:
 
 async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
-        if request.__class__ is MalformedRequest:
-            raise request
-        yield request
+        yield _checked(request)
+
+
+def _checked(request: Any) -> Any:
+    if request.__class__ is MalformedRequest:
+        raise request
+    if request is grpc.aio.EOF:
+        raise MalformedRequest("the call came without a request")
+    return request
 
 
 def _origin(context: grpc.aio.ServicerContext, admin: bool) -> Origin:

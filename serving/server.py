@@ -126,7 +126,7 @@ def _make_server(
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if admin:
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    refuse_other_methods(server)
+    refuse_other_methods(server, guard, admin)
     return server
 
 
