@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import javascript_packages
 import pytest
 from chain import ROOT, Chain, link_copy
 from parity_inputs import write_published
@@ -46,6 +47,7 @@ class Reader:
         for name in PACKAGES:
             (directory / name).symlink_to(ROOT / name)
         (directory / ".venv").symlink_to(sys.prefix)
+        shutil.copytree(ROOT / "examples", directory / "examples", ignore=shutil.ignore_patterns("node_modules"))
         demo = directory / "build" / "demo"
         demo.mkdir(parents=True)
         for name, target in (("pairs", chain.data), ("model", chain.bundle), ("index", chain.index)):
@@ -80,8 +82,6 @@ class Reader:
 
     def type(self, command: str) -> None:
         """Run one line; a server goes on in the background once it is ready."""
-        if "-m serving.client" in command and not re.search("--address|--help", command):
-            command += f" --address {DEMO_ADDRESS}"  # the client's default
         for shown, real in self.addresses.items():
             command = command.replace(shown, real)
         if "-m serving.server" in command and not re.search("--help|--print-config", command):
@@ -113,7 +113,8 @@ class Reader:
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        return {**self.chain.machine.environment, "PATH": path}
+        address = self.addresses.get(DEMO_ADDRESS, DEMO_ADDRESS)  # where clients ask by default
+        return {**self.chain.machine.environment, "PATH": path, "SEARCH_CLIENT_ADDRESS": address}
 
     def leave(self) -> None:
         """Stop what is still serving."""
@@ -156,6 +157,13 @@ def test_every_command_of_a_document_runs(document: str, reader: Reader) -> None
             # The line below it asks the same of the same server through the same reflection.
             assert any(line.startswith("buf curl") for line in commands(document))
             continue
+        if command.startswith(("npm", "node")):
+            packages = javascript_packages.install()
+            if isinstance(packages, str):
+                continue  # tests/test_examples.py says why
+            if command == "npm ci --prefix examples/javascript":
+                (reader.directory / "examples" / "javascript" / "node_modules").symlink_to(packages)
+                continue
         reader.type(command)
         run += 1
     assert run or not [command for command in commands(document) if not takes_long(command)]
@@ -176,6 +184,7 @@ def test_every_benchmark_of_the_documents_reports(command: str, reader: Reader) 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_python_example_runs(document: str, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(reader.directory)
+    monkeypatch.setenv("SEARCH_CLIENT_ADDRESS", reader.addresses[DEMO_ADDRESS])
     for block in blocks(document, "python"):
         for shown, real in reader.addresses.items():
             block = block.replace(shown, real)
