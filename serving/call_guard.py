@@ -11,8 +11,8 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
 
@@ -21,15 +21,25 @@ from google.rpc import code_pb2, status_pb2
 from serving.access import Access, AccessSettings
 from serving.caller_limits import Account, CallerLimits, LimitSettings
 from serving.callers import Caller, Origin, PermissionDenied, UnknownMethod
-from serving.error_details import NotReady, status_of
+from serving.error_details import NotReady, reason_of, status_of
 from serving.method_policies import POLICIES, Scope
-from serving.search_engine import SearchEngine
+from serving.search_engine import SearchAnswer, SearchEngine, Timings
 
 IN_FLIGHT = 32  # answers under way in one stream
 
 _log = logging.getLogger(__name__)
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+
+
+@dataclass
+class CallNotes:
+    """What a call's searches were, for logs and traces: how many, their hits, and the last one's timings and texts."""
+
+    searches: int = 0
+    hits: int = 0
+    timings: Timings | None = None
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class Call:
     caller: Caller
     origin: Origin
     admission: Admission
+    notes: CallNotes = field(default_factory=CallNotes)
+    search_observers: Sequence[Callable[[Timings], None]] = ()
 
     def charge(self, items: int = 1) -> None:
         """Count further items, such as those of a batch or a stream, as if each had come in a call of its own.
@@ -56,18 +68,31 @@ class Call:
         if scope not in self.caller.scopes:
             raise PermissionDenied(scope)
 
+    def searched(self, answer: SearchAnswer, texts: tuple[str, ...]) -> None:
+        """Note one search of the call, and the texts that were looked for."""
+        notes = self.notes
+        notes.searches, notes.hits = notes.searches + 1, notes.hits + len(answer.hits)
+        notes.timings, notes.texts = answer.timings, texts
+        for observer in self.search_observers:
+            observer(answer.timings)
+
 
 @dataclass(frozen=True)
 class EndedCall:
-    """What metrics and logs learn of a call. `caller` is None when it was not known; `code` is a google.rpc.Code."""
+    """What metrics and logs learn of a call. `caller` is None when it was not known; `code` is a google.rpc.Code.
+
+    `reason` is the stable word of a refusal; `notes` is None when the call was not let in.
+    """
 
     method: str
     request_id: str
     caller: Caller | None
     origin: Origin
     code: int
+    reason: str
     seconds: float
     error: BaseException | None
+    notes: CallNotes | None
 
 
 class CallRefused(Exception):
@@ -81,7 +106,8 @@ class CallRefused(Exception):
 class CallGuard:
     """What answers now, and what every call passes on its way there.
 
-    Each of `observers` is told the end of every call, on the event loop, and must be quick.
+    Each of `observers` is told the end of every call, each of `search_observers` the timings of every search, on the
+    event loop; they must be quick.
     """
 
     def __init__(self, access: Access | None = None, limits: CallerLimits | None = None) -> None:
@@ -89,6 +115,7 @@ class CallGuard:
         self.limits = CallerLimits(LimitSettings()) if limits is None else limits
         self.engine: SearchEngine | None = None  # None until the model and the index are loaded
         self.observers: list[Callable[[EndedCall], None]] = []
+        self.search_observers: list[Callable[[Timings], None]] = []
         self._process = secrets.token_hex(6)
         self._count = itertools.count(1)
 
@@ -141,7 +168,8 @@ class Admission:
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         self._bulk = policy.bulk
         self._account = guard.limits.enter((caller.kind, caller.name), policy.bulk)
-        self.call = Call(self.method, self.request_id, deadline, guard.engine, caller, origin, self)
+        notes, observers = CallNotes(), guard.search_observers
+        self.call = Call(self.method, self.request_id, deadline, guard.engine, caller, origin, self, notes, observers)
 
     def charge(self, items: int) -> None:
         """See `Call.charge`."""
@@ -155,14 +183,17 @@ class Admission:
         if self._account is not None:
             self._guard.limits.leave(self._account, self._bulk, seconds)
             self._account = None
-        code, refused = code_pb2.OK, None
+        code, reason, refused = code_pb2.OK, "", None
         if isinstance(error, Exception):
             status = self._guard.status(error, self.method, self.request_id)
-            code, refused = status.code, CallRefused(status)
+            code, reason, refused = status.code, reason_of(status), CallRefused(status)
         elif error is not None:  # nobody waits for an answer any more
             code = code_pb2.CANCELLED
         if self._guard.observers:
-            ended = EndedCall(self.method, self.request_id, self.caller, self.origin, code, seconds, error)
+            notes = self.call.notes if self.call else None
+            ended = EndedCall(
+                self.method, self.request_id, self.caller, self.origin, code, reason, seconds, error, notes
+            )
             for observer in self._guard.observers:
                 observer(ended)
         return refused

@@ -144,6 +144,12 @@ def _retry_after(seconds: float) -> error_details_pb2.RetryInfo:
     return retry
 
 
+def reason_of(status: status_pb2.Status) -> str:
+    """The stable word in a status, or an empty text."""
+    info = error_details_pb2.ErrorInfo()
+    return info.reason if any(detail.Unpack(info) for detail in status.details) else ""
+
+
 def _invalid(error: QueryError) -> status_pb2.Status:
     violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=_short(str(error)))
     reason = Reason.INVALID_QUERY

@@ -24,7 +24,7 @@ from serving.grpc_methods import add_service
 from serving.image_service import ImageService
 from serving.method_policies import Scope
 from serving.proto_values import HIT_FIELDS, options_of, query_of, read_mask, response_of
-from serving.queries import check_count
+from serving.queries import check_count, texts_of
 
 MAX_SEARCHES = 64
 
@@ -93,7 +93,9 @@ async def _search(
     mask = read_mask(request.read_mask, HIT_FIELDS)
     if "vector" in mask.fields:
         call.require(Scope.VECTORS)
-    answer = await call.engine.search(query_of(request.query), options_of(request, mask), call.deadline, bulk=bulk)
+    query = query_of(request.query)
+    answer = await call.engine.search(query, options_of(request, mask), call.deadline, bulk=bulk)
+    call.searched(answer, texts_of(query))
     response = response_of(answer, mask, call.engine.runtime.fingerprint, request.with_timings)
     if request.with_certificate:
         with call.engine.store.view() as view:

@@ -90,6 +90,13 @@ class SearchOptions:
             raise QueryError("deduplicate_similarity", "a number above 0 and up to 1", f"{similarity:g}", next_step)
 
 
+def texts_of(query: Query) -> tuple[str, ...]:
+    """The texts in a query."""
+    if isinstance(query, Composition):
+        return tuple(part.text for part, _ in query.parts if isinstance(part, TextQuery))
+    return (query.text,) if isinstance(query, TextQuery) else ()
+
+
 class ImageRefused(QueryError):
     """An image in a query cannot be used; `reason` is the stable word of the `ImageError` behind it."""
 
