@@ -130,13 +130,13 @@ def test_onnx_runtime_has_as_many_threads_as_the_process_has_cores(
     assert threads(2) == 2
 
 
-def test_threads_spin_within_a_run_and_not_after_it(bundle: Bundle) -> None:
-    """Measured: a third faster for one query, and no cores taken from decoding and search."""
+def test_threads_spin_within_a_run_and_not_long_after_it(bundle: Bundle) -> None:
+    """Measured: a third faster for one query, and few cores taken from decoding and search."""
     path = bundle.engine_file("text_tower")
     assert path is not None
     options = OnnxEngine(path, 2)._session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
-    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    assert int(options.get_session_config_entry("session.intra_op.spin_duration_us")) <= 2_000
 
 
 def test_a_warm_runtime_has_seen_the_largest_batch_and_the_longest_text(bundle: Bundle) -> None:
