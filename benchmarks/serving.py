@@ -169,7 +169,7 @@ def _bare(index: Path, texts: Sequence[str]) -> dict[str, float]:
 @contextlib.contextmanager
 def _server(index: Path) -> Iterator[Server]:
     """The real server, ready, without limits on one caller: this process is all of them."""
-    limits = ["--caller-rate", "0", "--caller-concurrency", "0"]
+    limits = ["--limits-concurrent-calls", "100000"]
     command = [sys.executable, "-m", "serving.server", "--index", str(index), "--address", "127.0.0.1:0", *limits]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from data import console
 from data.errors import UserError
 from serving.network import split_address
+from serving.observation import observed
 from serving.server_settings import DEFAULT_ADDRESS, ServerSettings, read_arguments
 from serving.settings_sources import to_toml
 
@@ -39,7 +39,7 @@ def serve(settings: ServerSettings, load: Callable[[], SearchEngine]) -> None:
     """Serve what `load` returns until SIGTERM or SIGINT; then running calls have `settings.grace` seconds.
 
     The ports are open, and health says NOT_SERVING, while `load` runs in a thread. Prints `listening on HOST:PORT` on
-    standard output, then `operators on HOST:PORT` and `page on http://HOST:PORT` where there are such. `UserError` when
+    standard output, then `operators on …`, `metrics on …` and `page on …` where there are such. `UserError` when
     an address or a file of the settings cannot be used; what `load` raises is raised.
     """
     still_loading = asyncio.run(_serve(settings, load))
@@ -50,21 +50,31 @@ def serve(settings: ServerSettings, load: Callable[[], SearchEngine]) -> None:
 
 
 async def _serve(settings: ServerSettings, load: Callable[[], SearchEngine]) -> bool:
-    """Run the server; return whether `load` was still running when it was asked to stop."""
-    from grpc_health.v1 import health
-
+    """Run the server, watched; return whether `load` was still running when it was asked to stop."""
     from serving.access import Access
     from serving.call_guard import CallGuard
     from serving.caller_limits import CallerLimits
 
     guard = CallGuard(Access(settings.access), CallerLimits(settings.limits))
+    with observed(guard, settings.log, settings.observe) as told:
+        return await _serve_calls(settings, load, guard, told)
+
+
+async def _serve_calls(
+    settings: ServerSettings, load: Callable[[], SearchEngine], guard: CallGuard, told: Sequence[str]
+) -> bool:
+    """As `_serve`; `told` is what it prints beside its own addresses."""
+    from grpc_health.v1 import health
+
     health_service = health.aio.HealthServicer()
     servers = _open_ports(settings, guard, health_service)
     stopping = asyncio.ensure_future(_stop_signal())
     await _set_serving(health_service, False)
-    for server, told in servers:
+    for server, listening in servers:
         await server.start()
-        print(told, flush=True)
+        print(listening, flush=True)
+    for line in told:
+        print(line, flush=True)
     page = contextlib.AsyncExitStack()
     if settings.http.address:
         from serving.web.http_server import http_server
@@ -221,8 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Searches run side by side; threads of one matrix product would only take cores from the others. NumPy reads this
     # when it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(settings, lambda: load_engine(settings.index, settings.bundle or None, settings.store))
+    serve(settings, lambda: load_engine(settings.index, settings.bundle or None, settings.store, settings.writable))
     return console.EXIT_OK
 
 

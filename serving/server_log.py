@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from google.rpc import code_pb2
 
-from serving.call_guard import EndedCall
-
-CallsLogged = Literal["none", "errors", "slow", "all"]
+if TYPE_CHECKING:
+    from serving.call_guard import EndedCall
 
 # Refusals that say something about the server, and not about the request.
 _SERVERS_FAULT = {code_pb2.INTERNAL, code_pb2.UNKNOWN, code_pb2.UNAVAILABLE, code_pb2.DATA_LOSS}
@@ -51,9 +50,9 @@ def set_up_logging(as_json: bool) -> None:
 
 
 class CallLog:
-    """Logs calls as they end: the server's own errors, or also those slower than `slow_seconds`, or all."""
+    """Logs calls as they end: the server's own "errors", "slow" ones too (`slow_seconds` or more), "all", or "none"."""
 
-    def __init__(self, which: CallsLogged = "errors", slow_seconds: float = 1.0, queries: bool = False) -> None:
+    def __init__(self, which: str = "errors", slow_seconds: float = 1.0, queries: bool = False) -> None:
         self._which, self._slow, self._queries = which, slow_seconds, queries
 
     def __call__(self, call: EndedCall) -> None:

@@ -17,6 +17,7 @@ from serving.access import AccessSettings
 from serving.caller_limits import LimitSettings
 from serving.connections import ConnectionSettings
 from serving.network import is_loopback, split_address
+from serving.observation import LogSettings, ObservationSettings
 from serving.settings_sources import SettingsError, add_flags, read_settings, setting
 from serving.tls import TlsSettings
 from serving.web.http_settings import HttpSettings
@@ -45,6 +46,8 @@ class ServerSettings:
     limits: LimitSettings = field(default_factory=LimitSettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    observe: ObservationSettings = field(default_factory=ObservationSettings)
 
     def __post_init__(self) -> None:
         if self.tls.client_ca is not None and not self.access.asked_for:

@@ -7,9 +7,12 @@ import json
 import logging
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from concurrent import futures
 from pathlib import Path
 
@@ -20,10 +23,12 @@ from fakes import ColourRuntime, ListSource
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from server_process import COMMAND, ENVIRONMENT, running
 
 from protos.imageretrieval.v1 import query_pb2, search_service_pb2
 from serving.call_guard import CallGuard, CallRefused
 from serving.callers import Origin
+from serving.client import SearchClient
 from serving.embedded_store import EmbeddedStore
 from serving.grpc_service import SearchService
 from serving.index_job import build_index
@@ -248,3 +253,31 @@ def test_the_systemd_unit_is_clean(tmp_path):
         ["systemd-analyze", "verify", tmp_path / "image-search.service"], capture_output=True, text=True
     )
     assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_a_server_is_watched_as_its_settings_say(index, tmp_path):
+    flags = ["--observe-metrics-address", "127.0.0.1:0", "--observe-profile-directory", str(tmp_path)]
+    with running(index, *flags, "--log-calls", "all", "--log-format", "json") as (process, address):
+        url = process.stdout.readline().removeprefix("metrics on ").strip()
+        with SearchClient(address) as client:
+            client.wait_until_ready(30)
+            client.search("red", k=5)
+        with urllib.request.urlopen(url) as response:
+            assert samples(response.read())[("image_search_stage_seconds_count", ("stage", "search"))] == 1
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        lines = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+        assert [line["method"] for line in lines if line["logger"] == "serving.calls"] == ["SearchService.Search"]
+
+
+def test_a_taken_address_for_metrics_is_a_clear_error(index):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [*COMMAND, str(index), "127.0.0.1:0", "--observe-metrics-address", address]
+        ended = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True, timeout=60)
+    assert ended.returncode == 2
+    assert f"{address}" in ended.stderr
+    assert "choose another --observe-metrics-address" in ended.stderr
+    assert "Traceback" not in ended.stderr
