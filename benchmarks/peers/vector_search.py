@@ -86,8 +86,9 @@ class _Ours:
         self.index.save(Path(path))
 
     def load(self, path):
-        vectors = np.load(self.job["vectors"], mmap_mode="r")
-        self.index = self.engine.load(Path(path), vectors, self.job["kind"])
+        from serving.vector_rows import map_vectors
+
+        self.index = self.engine.load(Path(path), map_vectors(Path(self.job["vectors"])), self.job["kind"])
 
     def widen(self, width):
         self.index.settings = self.settings(**width)
