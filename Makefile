@@ -50,6 +50,10 @@ build/parity/.installed: tools/requirements-parity.txt
 	@build/parity/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+# What tests of the page judge its accessibility by; they say so when it is absent.
+build/npm/node_modules/axe-core:
+	@npm install --prefix build/npm --no-save --no-audit --no-fund --silent axe-core@4.14.1
+
 lint: setup-dev  ## style, types, import directions, proto rules, drift of generated stubs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

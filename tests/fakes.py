@@ -69,10 +69,11 @@ def _unit(array: np.ndarray) -> np.ndarray:
     return (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float32)
 
 
-def picture(colour: str, seed: int = 0, size: int = 24, format: str = "PNG") -> bytes:
-    """An encoded image in one colour with some noise of its own."""
+def picture(colour: str, seed: int = 0, size: int | tuple[int, int] = 24, format: str = "PNG") -> bytes:
+    """An encoded image in one colour with some noise of its own; `size` is a side, or width and height."""
     rng = np.random.default_rng(seed)
-    pixels = np.clip(np.array(COLOURS[colour]) + rng.integers(-25, 26, (size, size, 3)), 0, 255).astype(np.uint8)
+    width, height = (size, size) if isinstance(size, int) else size
+    pixels = np.clip(np.array(COLOURS[colour]) + rng.integers(-25, 26, (height, width, 3)), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format=format)
     return buffer.getvalue()

@@ -1,7 +1,7 @@
 """A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS [WORD …] [FLAG …]`.
 
 With the word `hold`, loading waits for a line on standard input; `page`, or `page=HOST:PORT`, serves the page too, and
-`writable` accepts changes. Flags are those of serving.server.
+`writable` accepts changes; `calibrated` tells probabilities. Flags are those of serving.server.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from fakes import ColourRuntime
 
 from data import console
+from dual_encoder.calibration import Calibration
 from serving.embedded_store import EmbeddedStore
 from serving.search_engine import SearchEngine
 from serving.server import serve
@@ -36,7 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     index, address, *flags = sys.argv[1:]
     hold = "hold" in flags
     page = [word.partition("=")[2] or "127.0.0.1:0" for word in flags if word.startswith("page")]
-    flags = [("--writable" if word == "writable" else word) for word in flags if word[:4] not in ("hold", "page")]
+    calibrated = "calibrated" in flags
+    flags = [
+        ("--writable" if word == "writable" else word) for word in flags if word[:4] not in ("hold", "page", "cali")
+    ]
     flags += ["--address", address, "--grace", "5", *(["--http-address", page[0]] if page else [])]
     settings, _ = read_arguments(flags)
 
@@ -44,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         if hold:
             sys.stdin.readline()
         runtime = SteeredRuntime()
+        runtime.calibration = Calibration(-3.0, 12.0, 2.0, 0.1, 10, 1_000, 100) if calibrated else None
         store = EmbeddedStore.open(Path(index), runtime.fingerprint, writable=settings.writable)
         return SearchEngine(runtime, store)
 

@@ -26,10 +26,8 @@ from starlette.routing import Route
 from protos.imageretrieval.v1 import image_service_pb2, index_service_pb2, search_service_pb2
 from serving.call_guard import Call, CallGuard, CallRefused
 from serving.callers import Origin
-from serving.catalog import ImageNotFound
 from serving.grpc_service import IndexService, SearchService
-from serving.proto_values import attribute_message
-from serving.queries import check_image_id
+from serving.image_service import ImageService
 from serving.vector_store import StoredImage
 from serving.web.api_description import description
 from serving.web.page_files import page_files
@@ -55,7 +53,7 @@ class Gateway:
 
     def __init__(self, guard: CallGuard, pictures: Pictures, origins: Sequence[str] = ()) -> None:
         self.guard, self._pictures = guard, pictures
-        self._search, self._index = SearchService(guard), IndexService(guard)
+        self._search, self._images, self._index = SearchService(guard), ImageService(guard), IndexService(guard)
         self._description = json.dumps(description(), separators=(",", ":")).encode()
         routes = [
             Route("/v1/search", self.get_search, methods=["GET"]),
@@ -92,16 +90,13 @@ class Gateway:
         if what not in (b"thumbnail", b"content") or not name:
             name, what = rest, b""
         image_id = urllib.parse.unquote(name.decode("latin-1"), errors="replace")
-        answers = {b"": self._metadata, b"thumbnail": self._thumbnail, b"content": self._content}
+        shown = {b"thumbnail": self._thumbnail, b"content": self._content}
 
         async def work(call: Call) -> Response:
-            check_image_id("image_id", image_id)
-            with call.engine.store.view() as view:
-                (image,) = view.get([image_id])
-                revision = view.revision
-            if image is None:
-                raise ImageNotFound(image_id)
-            return await _while_connected(request, answers[what](request, call, image, revision))
+            if not what:
+                return _json(await self._images.GetImage(image_service_pb2.GetImageRequest(image_id=image_id), call))
+            known, _ = await call.engine.images.get(image_id, deadline=call.deadline)
+            return await _while_connected(request, shown[what](request, call, known.image))
 
         return await self._answered(request, "ImageService.GetImage", work)
 
@@ -151,23 +146,13 @@ class Gateway:
                 }
         return told
 
-    async def _metadata(self, request: Request, call: Call, image: StoredImage, revision: str) -> Response:
-        message = image_service_pb2.Image(
-            image_id=image.image_id,
-            captions=image.captions,
-            attributes={name: attribute_message(value) for name, value in image.attributes.items()},
-            version=image.version,
-            digest=image.digest,
-        )
-        return _json(image_service_pb2.GetImageResponse(image=message, index_revision=revision))
-
-    async def _thumbnail(self, request: Request, call: Call, image: StoredImage, revision: str) -> Response:
+    async def _thumbnail(self, request: Request, call: Call, image: StoredImage) -> Response:
         async def make() -> tuple[bytes, str]:
             return await self._pictures.thumbnail(image, _index_of(call), call.deadline), "image/webp"
 
         return await _picture(request, image, thumbnail_name(image), make)
 
-    async def _content(self, request: Request, call: Call, image: StoredImage, revision: str) -> Response:
+    async def _content(self, request: Request, call: Call, image: StoredImage) -> Response:
         async def make() -> tuple[bytes, str]:
             return await self._pictures.original(image, _index_of(call), call.deadline)
 
