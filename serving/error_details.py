@@ -37,6 +37,7 @@ class Reason(StrEnum):
     INVALID_IMAGE = "INVALID_IMAGE"  # an image cannot be decoded within the limits; the violation's reason says why
     IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"  # the index holds no image with this id
     PAGE_TOKEN_EXPIRED = "PAGE_TOKEN_EXPIRED"  # the index has changed too much since; begin with the first page
+    RESPONSE_TOO_LARGE = "RESPONSE_TOO_LARGE"  # the answer would pass the limit of a message; ask for less at once
     RATE_LIMITED = "RATE_LIMITED"  # the caller asks for more than its share; try again after the delay in RetryInfo
     OVERLOADED = "OVERLOADED"  # more waits than can be done in time; try again after the delay in RetryInfo
     MALFORMED_REQUEST = "MALFORMED_REQUEST"  # the request is no message of the method's type
@@ -57,6 +58,10 @@ class Reason(StrEnum):
 
 class MalformedRequest(Exception):
     """What came is no message of the method's type; the text is for the client."""
+
+
+class ResponseTooLarge(Exception):
+    """The answer has more bytes than a message may."""
 
 
 class NotReady(Exception):
@@ -92,7 +97,11 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
     if isinstance(error, Unauthenticated):
         return _status(grpc.StatusCode.UNAUTHENTICATED, str(error), Reason.UNAUTHENTICATED)
     if isinstance(error, PermissionDenied):
-        return _status(grpc.StatusCode.PERMISSION_DENIED, str(error), Reason.PERMISSION_DENIED)
+        scope = {"scope": error.scope.value}
+        return _status(grpc.StatusCode.PERMISSION_DENIED, str(error), Reason.PERMISSION_DENIED, metadata=scope)
+    if isinstance(error, ResponseTooLarge):
+        message = "the answer is larger than a message may be; ask for less at once"
+        return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, message, Reason.RESPONSE_TOO_LARGE)
     if isinstance(error, NotReady):
         message = "the model and the index are being loaded; try again when the health service says SERVING"
         return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.NOT_READY, _retry_after(1.0))

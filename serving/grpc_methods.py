@@ -20,7 +20,8 @@ from grpc_status import rpc_status
 
 from serving.call_guard import CallGuard, CallRefused
 from serving.callers import Origin, UnknownMethod
-from serving.error_details import MalformedRequest
+from serving.connections import MAX_MESSAGE_BYTES
+from serving.error_details import MalformedRequest, ResponseTooLarge
 
 
 def add_service(
@@ -63,12 +64,11 @@ class _OtherMethods(grpc.GenericRpcHandler):
 def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGuard, admin: bool) -> Any:
     name = f"{method.containing_service.name}.{method.name}"
     decode = _decoder(message_factory.GetMessageClass(method.input_type))
-    encode = message_factory.GetMessageClass(method.output_type).SerializeToString
 
     async def one(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
         try:
             with guard.admit(name, _origin(context, admin)) as call:
-                return await handler(_checked(await context.read()), call)
+                return _encode(await handler(_checked(await context.read()), call))
         except CallRefused as refused:
             status = refused.status
         return await _abort(context, status)
@@ -77,17 +77,17 @@ def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGua
         try:
             with guard.admit(name, _origin(context, admin)) as call:
                 async for response in handler(_well_formed(requests), call):
-                    yield response
+                    yield _encode(response)
                 return
         except CallRefused as refused:
             status = refused.status
         await _abort(context, status)
 
     if method.server_streaming:
-        return grpc.stream_stream_rpc_method_handler(many, decode, encode)
+        return grpc.stream_stream_rpc_method_handler(many, decode)
     # On the wire it is the same as a call with one request; here, the request is read when the caller has been let in,
     # so that nobody can fill the memory with requests that are refused.
-    return grpc.stream_unary_rpc_method_handler(one, decode, encode)
+    return grpc.stream_unary_rpc_method_handler(one, decode)
 
 
 def _decoder(message: Any) -> Callable[[bytes], Any]:
@@ -100,6 +100,14 @@ def _decoder(message: Any) -> Callable[[bytes], Any]:
             return MalformedRequest(f"the request is no {message.DESCRIPTOR.full_name}: cut off, or text not in UTF-8")
 
     return decode
+
+
+def _encode(response: Any) -> bytes:
+    """The message as bytes; gRPC would tell without details that they are too many."""
+    data = response.SerializeToString()
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ResponseTooLarge
+    return data
 
 
 async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

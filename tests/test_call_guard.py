@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from google.rpc import code_pb2, error_details_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from data.errors import QueryError
 from serving.call_guard import CallGuard, CallRefused, as_they_come
 from serving.callers import Caller, Origin
+from serving.error_details import ResponseTooLarge
+from serving.grpc_methods import _encode
 from serving.method_policies import Scope
 
 PEER = Origin(peer="192.0.2.1")
@@ -88,6 +90,13 @@ def test_calls_wait_for_the_engine(guard):
     with pytest.raises(CallRefused) as refusal:
         guard.admit("SearchService.Search", PEER)
     assert reason(refusal) == "NOT_READY"
+
+
+def test_an_answer_beyond_the_limit_of_a_message_is_refused_by_us(monkeypatch):
+    monkeypatch.setattr("serving.grpc_methods.MAX_MESSAGE_BYTES", 10)
+    assert len(_encode(status_pb2.Status(message="12345678"))) == 10
+    with pytest.raises(ResponseTooLarge):
+        _encode(status_pb2.Status(message="123456789"))
 
 
 def test_a_stream_that_breaks_says_why():
