@@ -29,6 +29,7 @@ class ImageService:
 
     async def BatchGetImages(self, request: pb.BatchGetImagesRequest, call: Call) -> pb.BatchGetImagesResponse:
         """Look several images up."""
+        call.charge(len(request.image_ids) - 1)
         mask = _mask(request.read_mask, call)
         found, revision = await call.engine.images.batch_get(request.image_ids, "vector" in mask.fields, call.deadline)
         return pb.BatchGetImagesResponse(
@@ -63,6 +64,7 @@ class ImageService:
 
         async def answer(request: pb.StreamUpsertImagesRequest) -> pb.StreamUpsertImagesResponse:
             try:
+                call.charge()
                 response = await self.UpsertImage(request.request, call)
             except Exception as error:
                 status = self.guard.status(error, call.method, call.request_id)
@@ -83,6 +85,7 @@ class ImageService:
 
     async def BatchDeleteImages(self, request: pb.BatchDeleteImagesRequest, call: Call) -> pb.BatchDeleteImagesResponse:
         """Remove several images, all or none."""
+        call.charge(len(request.image_ids) - 1)
         versions = await call.engine.changes.delete(request.image_ids, None, request.request_id, call.deadline)
         return pb.BatchDeleteImagesResponse(versions=versions)
 

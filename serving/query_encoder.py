@@ -6,7 +6,8 @@ Belongs to the event loop that first uses it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from data.durable import digest_bytes
 from data.errors import ImageError, QueryError
 from data.images import load_pixels
 from serving.batcher import Batcher, QueueLimits
+from serving.overload import Overloaded
 from serving.queries import (
     MAX_PARTS,
     MAX_WEIGHT,
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 TEXT_BATCH, IMAGE_BATCH = 32, 8
 BULK_TEXT_BATCH = 8
 KEPT_EMBEDDINGS = 10_000  # 15 MB of 384 components
+
+# Encoded images that are waited for. Clients may send many at once, of up to 32 MiB each.
+MAX_IMAGE_BYTES = 256 * 1024 * 1024
 
 Decode = Callable[[bytes], Awaitable[np.ndarray]]
 
@@ -86,6 +91,7 @@ class QueryEncoder:
             limits=QueueLimits(items=128, seconds=0.5),
         )
         self.kept: SingleFlight[str, np.ndarray] = SingleFlight(KEPT_EMBEDDINGS)
+        self._image_bytes = 0
 
     async def encode(self, query: Query, deadline: float | None = None, *, bulk: bool = False) -> EncodedQuery:
         """The query's vector; `QueryError` names the field at fault, `ImageNotFound` an image that is not there."""
@@ -116,8 +122,9 @@ class QueryEncoder:
 
         `field` has a place for the position, such as "images[{}]".
         """
-        pixels = await in_order(self._pixels(field.format(at), image, deadline) for at, image in enumerate(images))
-        return np.stack(await self.images.submit(pixels, deadline, bulk=True))
+        with self._holding(sum(map(len, images))):
+            pixels = await in_order(self._pixels(field.format(at), image, deadline) for at, image in enumerate(images))
+            return np.stack(await self.images.submit(pixels, deadline, bulk=True))
 
     def close(self) -> None:
         """Stop the thread after what it is doing."""
@@ -150,7 +157,19 @@ class QueryEncoder:
             pixels = await self._pixels(field, data, deadline)
             return (await self.images.submit([pixels], deadline, bulk=bulk))[0]
 
-        return await self.kept.get(f"image {digest_bytes(data)}", embed, deadline)
+        with self._holding(len(data)):
+            return await self.kept.get(f"image {digest_bytes(data)}", embed, deadline)
+
+    @contextlib.contextmanager
+    def _holding(self, size: int) -> Iterator[None]:
+        """Count the bytes of images while they are waited for; `Overloaded` when they are too many."""
+        if self._image_bytes and self._image_bytes + size > MAX_IMAGE_BYTES:
+            raise Overloaded(f"{self._image_bytes / 2**20:,.0f} MiB of images before this", 0.5)
+        self._image_bytes += size
+        try:
+            yield
+        finally:
+            self._image_bytes -= size
 
     async def _pixels(self, field: str, data: bytes, deadline: float | None) -> np.ndarray:
         if deadline is not None and asyncio.get_running_loop().time() >= deadline:

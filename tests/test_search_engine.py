@@ -12,11 +12,13 @@ import pytest
 from fakes import ColourRuntime, ListSource, picture
 
 from data.errors import QueryError
+from data.images import load_pixels
 from dual_encoder.calibration import Calibration
 from serving.catalog import ImageNotFound
 from serving.embedded_store import EmbeddedStore
 from serving.exact_index import ExactIndex
 from serving.index_job import build_index
+from serving.overload import Overloaded
 from serving.page_tokens import PageTokenExpired
 from serving.queries import (
     Composition,
@@ -166,6 +168,32 @@ def test_an_image_that_does_not_decode_is_refused_with_the_reason(index, data, r
     with pytest.raises(ImageRefused) as refusal:
         search(index, ImageQuery(data))
     assert (refusal.value.field, refusal.value.reason) == ("query.image", reason)
+
+
+def test_images_that_wait_are_bounded_by_their_bytes(index, monkeypatch):
+    image = picture("red")
+    monkeypatch.setattr("serving.query_encoder.MAX_IMAGE_BYTES", 3 * len(image))
+
+    async def main():
+        async with opened(index) as engine:
+            release = asyncio.Event()
+
+            async def decode(data):
+                await release.wait()
+                return load_pixels(data, RUNTIME.preprocessing)
+
+            engine.encoder._decode = decode
+            waiting = [asyncio.create_task(engine.embed_images([image])) for _ in range(3)]
+            await asyncio.sleep(0)
+            for call in (engine.search(ImageQuery(image)), engine.embed_images([image])):
+                with pytest.raises(Overloaded, match="of images"):
+                    await call
+            assert (await engine.search(TextQuery("red"))).hits
+            release.set()
+            await asyncio.gather(*waiting)
+            assert (await engine.embed_images([image] * 4)).shape == (4, 8)  # alone it may be larger
+
+    asyncio.run(main())
 
 
 def test_an_unknown_image_is_not_found(index):
