@@ -1,4 +1,4 @@
-"""An hour of a server's life in minutes: everybody searches, changes, publishes, gives up and sends nonsense while it is
+"""An hour of a server's life in minutes: everybody searches, changes, publishes, gives up, sends nonsense while it is
 stopped and killed, and every answer is that of the exact reference for the state it names.
 
 SOAK_SECONDS sets how long.
