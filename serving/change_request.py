@@ -14,7 +14,7 @@ from data.durable import digest_json
 from data.errors import QueryError
 from serving.catalog import attributes_json, captions_json
 from serving.change_log import LoggedChange
-from serving.exact_index import UNIT_TOLERANCE
+from serving.exact_index import UNIT_TOLERANCE, as_float32
 from serving.vector_store import Change, Upsert
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _encode_vectors(upserts: Sequence[Upsert], dimension: int, corrected: bool) 
     if not upserts:
         return []
     stored = np.array([upsert.vector for upsert in upserts]).astype(np.float16)
-    lengths = np.linalg.norm(stored.astype(np.float32), axis=1)
+    lengths = np.linalg.norm(as_float32(stored), axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))  # also true for NaN
     if len(wrong):
         received = f"length {lengths[wrong[0]]} of {upserts[wrong[0]].image_id!r}"

@@ -48,8 +48,8 @@ class BackgroundCompaction:
             self._job.wait()
 
 
-def compact(index: Path) -> str:
-    """Publish a snapshot that holds every change up to now; return its name.
+def compact(index: Path, threads: int = 0) -> str:
+    """Publish a snapshot that holds every change up to now; return its name. Builds with `threads`, 0 for all cores.
 
     Changes acknowledged meanwhile stand above it. `SnapshotError` when the index is damaged, or another job publishes.
     """
@@ -75,7 +75,7 @@ def compact(index: Path) -> str:
             snapshot.manifest,
             image_count=count,
             index=index_staged(
-                directory, snapshot.queries, snapshot.manifest.dimension, Tuning.of(snapshot.manifest.index)
+                directory, snapshot.queries, snapshot.manifest.dimension, Tuning.of(snapshot.manifest.index), threads
             ),
             create_time=datetime.now(UTC).isoformat(),
             sequence=sequence,

@@ -12,6 +12,7 @@ import numpy as np
 from serving.attribute_postings import GrowingColumns
 from serving.catalog import attributes_of_json
 from serving.change_log import LoggedChange
+from serving.exact_index import as_float32
 
 if TYPE_CHECKING:
     from serving.filters import Filter
@@ -113,4 +114,4 @@ class Delta:
             self.vectors, self.ended = grown, ended
         if vectors:
             added = np.frombuffer(b"".join(vectors), np.float16)
-            self.vectors[self.count : end] = added.reshape(len(vectors), -1)
+            self.vectors[self.count : end] = as_float32(added.reshape(len(vectors), -1))

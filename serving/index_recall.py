@@ -68,6 +68,7 @@ def build_verified(
     kind: str | None = None,
     tuning: Tuning | None = None,
     embedding_dim: int | None = None,
+    threads: int = 0,
 ) -> dict[str, Any]:
     """Build a FAISS index over `vectors` (N, D), save it to `path`, and return its certificate as JSON.
 
@@ -75,11 +76,13 @@ def build_verified(
     be empty; of many, most are learned from and a sample is measured. An approximate index below `INDEX_RECALL_FLOOR`
     gives way to an exact one; `SnapshotError` when even that disagrees with the reference. What of a vector has unit
     length are its first `embedding_dim` components, or all.
+    `threads`: see `FaissIndex.build`.
     """
     tuning = tuning or Tuning(kind or default_kind(len(vectors)), SearchSettings())
-    certificate = _build_and_measure(vectors, text_queries, path, tuning, embedding_dim)
+    certificate = _build_and_measure(vectors, text_queries, path, tuning, embedding_dim, threads)
     if certificate.worst < INDEX_RECALL_FLOOR and certificate.kind != "Flat":
-        certificate = _build_and_measure(vectors, text_queries, path, Tuning("Flat", SearchSettings()), embedding_dim)
+        flat = Tuning("Flat", SearchSettings())
+        certificate = _build_and_measure(vectors, text_queries, path, flat, embedding_dim, threads)
     floor = 1.0 if certificate.kind == "Flat" else INDEX_RECALL_FLOOR
     if certificate.worst < floor:
         raise SnapshotError(
@@ -97,12 +100,17 @@ def load_certified(path: Path, vectors: np.ndarray, index: Mapping[str, Any]) ->
 
 
 def _build_and_measure(
-    vectors: np.ndarray, text_queries: np.ndarray, path: Path, tuning: Tuning, embedding_dim: int | None
+    vectors: np.ndarray,
+    text_queries: np.ndarray,
+    path: Path,
+    tuning: Tuning,
+    embedding_dim: int | None,
+    threads: int,
 ) -> Certificate:
     held_out = np.zeros(len(text_queries), np.bool_)
     held_out[np.linspace(0, len(text_queries) - 1, min(SAMPLE, len(text_queries))).astype(int)] = True
     measured, learned = text_queries[held_out], text_queries[~held_out]
-    FaissIndex.build(vectors, tuning.kind, queries=learned, embedding_dim=embedding_dim).save(path)
+    FaissIndex.build(vectors, tuning.kind, threads, learned, embedding_dim).save(path)
     tuned = tuning.search != SearchSettings()
     index = FaissIndex.load(path, vectors, tuning.kind, tuning.search if tuned else None)
     exact = ExactIndex(vectors)

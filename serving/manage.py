@@ -113,7 +113,8 @@ def _compact(arguments: argparse.Namespace) -> None:
 
     if arguments.gently:
         os.nice(NICENESS)
-    console.say(f"live: {compact(arguments.index)}")
+    # Threads at a low priority that work on one thing wait for whichever of them gets no core.
+    console.say(f"live: {compact(arguments.index, threads=1 if arguments.gently else 0)}")
 
 
 def _rebuild(arguments: argparse.Namespace) -> None:

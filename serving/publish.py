@@ -67,7 +67,9 @@ def staging(index: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def index_staged(staged: Path, queries: np.ndarray, dimension: int, tuning: Tuning | None = None) -> dict[str, Any]:
+def index_staged(
+    staged: Path, queries: np.ndarray, dimension: int, tuning: Tuning | None = None, threads: int = 0
+) -> dict[str, Any]:
     """Write the columns of the staged attributes, and the search index, measured on `queries` (Q, W), if there are any.
 
     Returns the index's certificate as JSON; see `index_recall.build_verified`.
@@ -80,7 +82,7 @@ def index_staged(staged: Path, queries: np.ndarray, dimension: int, tuning: Tuni
     if not len(vectors):
         return {"kind": "none"}
     queries = queries.astype(np.float16).astype(np.float32)
-    return build_verified(vectors, queries, staged / FAISS, tuning=tuning, embedding_dim=dimension)
+    return build_verified(vectors, queries, staged / FAISS, tuning=tuning, embedding_dim=dimension, threads=threads)
 
 
 def publish(index: Path, staged: Path, manifest: Manifest, embed: Embed | None = None) -> str:
