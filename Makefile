@@ -1,7 +1,7 @@
 # The same commands for a person, a hook and CI. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow test-parity lint format proto peers bench clean
+.PHONY: help setup setup-dev demo test test-slow test-parity lint format proto proto-publish peers bench clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -60,6 +60,7 @@ lint: setup-dev  ## style, types, import directions, proto rules, drift of gener
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/buf lint
+	@$(BIN)/buf breaking --against protos/published.binpb
 	@$(BIN)/python -m tools.generate_protos --check
 
 format: setup-dev  ## rewrite the code in the project's style
@@ -68,6 +69,9 @@ format: setup-dev  ## rewrite the code in the project's style
 
 proto: setup-dev  ## generate the stubs under protos/
 	@$(BIN)/python -m tools.generate_protos
+
+proto-publish: setup-dev  ## what clients may rely on from now on: `make lint` refuses changes that would break them
+	@$(BIN)/buf build --exclude-source-info -o protos/published.binpb
 
 peers: build/peers/.installed  ## install what benchmarks compare with into build/peers (PyTorch: several GB)
 

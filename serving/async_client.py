@@ -202,6 +202,17 @@ class AsyncSearchClient:
                 return current
             report(current)
 
+    async def health(self, *, timeout: float | None = None) -> str:
+        """As `SearchClient.health`."""
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        check = health_pb2_grpc.HealthStub(self._channel).Check
+        try:
+            response = await check(health_pb2.HealthCheckRequest(), timeout=timeout or self.timeout)
+        except grpc.RpcError as error:
+            raise error_of_call(error, self.address) from None
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+
     async def wait_until_ready(self, timeout: float = 60.0) -> None:
         """As `SearchClient.wait_until_ready`."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc

@@ -238,6 +238,17 @@ class SearchClient:
                 return current
             report(current)
 
+    def health(self, *, timeout: float | None = None) -> str:
+        """What the server says of itself: "SERVING", or "NOT_SERVING" while it loads or stops."""
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        check = health_pb2_grpc.HealthStub(self._channel).Check
+        try:
+            response = check(health_pb2.HealthCheckRequest(), timeout=self.timeout if timeout is None else timeout)
+        except grpc.RpcError as error:
+            raise error_of_call(error, self.address) from None
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+
     def wait_until_ready(self, timeout: float = 60.0) -> None:
         """Return when the server's health is SERVING; `ServiceError` "DEADLINE_EXCEEDED" after `timeout` seconds."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc

@@ -119,6 +119,7 @@ def _add_images(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_upkeep(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("health", _run_health, "whether the server answers calls; the exit code is 1 when it does not yet")
     command("status", _run_status, "what the server serves")
     command("snapshots", _run_snapshots, "the published states of the index")
     build = command("build", lambda client, given: _follow(client, given, client.build(given.source)), "index a source")
@@ -141,6 +142,12 @@ def _add_upkeep(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_filter(parser: argparse.ArgumentParser) -> None:
     example = """such as 'kind = "photo" AND year >= 2010 AND tags:"red"'; see docs/search.md"""
     parser.add_argument("--filter", default="", metavar="TEXT", help=f"only images whose attributes match, {example}")
+
+
+def _run_health(client: SearchClient, arguments: argparse.Namespace) -> int:
+    status = client.health()
+    print(json.dumps({"status": status}) if arguments.json else status)
+    return console.EXIT_OK if status == "SERVING" else console.EXIT_FAILED
 
 
 def _run_search(client: SearchClient, arguments: argparse.Namespace) -> None:

@@ -37,17 +37,38 @@ def test_stubs_import_as_modules_of_the_project_without_warnings(module):
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-def test_field_numbers_are_those_that_clients_were_built_with():
-    from protos.imageretrieval.v1 import index_service_pb2, query_pb2, search_service_pb2
+BUF = Path(sys.executable).parent / "buf"
 
-    def numbers(message):
-        return {field.name: field.number for field in message.DESCRIPTOR.fields}
 
-    assert numbers(query_pb2.Query) == {"text": 1, "image": 2, "image_id": 3, "vector": 4}
-    assert numbers(query_pb2.Vector) == {"values": 1}
-    assert numbers(search_service_pb2.SearchRequest) == {"query": 1, "page_size": 2, "min_score": 4, "filter": 5}
-    assert numbers(search_service_pb2.SearchResponse) == {"hits": 1, "model_revision": 3, "index_revision": 4}
-    assert numbers(search_service_pb2.SearchHit) == {
-        "image_id": 1, "score": 2, "rank": 3, "captions": 4, "attributes": 5,
-    }  # fmt: skip
-    assert list(numbers(index_service_pb2.Index).values()) == list(range(1, 9))
+def broken(tmp_path, change) -> str:
+    """What `buf breaking` says of the published interface after `change` of the text of query.proto."""
+    for name in ("buf.yaml", "protos"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    query = tmp_path / "protos" / "imageretrieval" / "v1" / "query.proto"
+    text = query.read_text("utf-8")
+    assert change(text) != text or change is unchanged
+    query.write_text(change(text), "utf-8")
+    command = [BUF, "breaking", "--against", "protos/published.binpb"]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60).stdout
+
+
+def unchanged(text):
+    return text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (unchanged, ""),
+        (lambda text: text.replace("int64 int_value = 2", "int64 int_value = 12"), "int_value"),
+        (lambda text: text.replace("repeated float values = 1", "repeated double values = 1"), "values"),
+        (lambda text: text.replace("string image_id = 3", "string identifier = 3"), "identifier"),
+        (lambda text: text.replace("string text = 1;", "string text = 1;\n    // More.\n    string more = 77;"), ""),
+    ],
+    ids=["nothing", "a number", "a type", "a name", "a new field"],
+)
+def test_what_would_break_clients_fails_the_lint(tmp_path, change, told):
+    said = broken(tmp_path, change)
+    assert bool(said) is bool(told), said
+    assert told in said
