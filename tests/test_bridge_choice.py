@@ -90,6 +90,7 @@ def test_a_run_takes_the_chosen_bridge_into_its_model_and_its_record() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_a_bridge_there_is_nothing_to_choose() -> None:
     openstax, pairs = load_recipe("openstax"), list(drawings())[:4]
     model = dataclasses.replace(openstax.model, image_head=LinearHead())

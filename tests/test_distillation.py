@@ -243,6 +243,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_bundle(
         train(recipe, data, tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_the_teacher_s_embeddings_are_computed_once(
     data: str, teacher: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +262,7 @@ def test_the_teacher_s_embeddings_are_computed_once(
     assert min(np.abs(own - again["teacher_text"][0]).max(axis=1)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FROZEN, RECIPE], ids=["cached features", "pixels"])
 def test_every_row_has_its_own_image_and_caption_of_the_teacher(kind: Recipe, data: str, teacher: Bundle) -> None:
     pairs = split_pairs(open_source(data))
@@ -276,6 +278,7 @@ def test_every_row_has_its_own_image_and_caption_of_the_teacher(kind: Recipe, da
         assert np.abs(runtime.embed_texts(pair.captions) - text).max(axis=1).min() < 1e-5
 
 
+@pytest.mark.slow
 def test_what_cannot_be_taught_is_refused(data: str, teacher: Bundle, tmp_path: Path) -> None:
     for wrong in ({"weight": 0.0}, {"weight": 1.5}, {"temperature": 0.0}, {"teacher_scale": -1.0}):
         with pytest.raises(TrainingError, match="correct the recipe's distillation"):

@@ -137,17 +137,9 @@ def takes_long(command: str) -> bool:
     return "-m benchmarks." in command and "--help" not in command
 
 
-# Each trains a model or more, or builds several indexes.
-LONGEST = ("README.md", "docs/data.md", "docs/indexing.md", "docs/models.md", "docs/runtime.md", "docs/training.md")
-
-
-def quick_or_slow(document: str) -> Any:
-    """The document, marked where its commands take about a minute."""
-    return pytest.param(document, marks=pytest.mark.slow) if document in LONGEST else document
-
-
+@pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("document", [quick_or_slow(document) for document in DOCUMENTS])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_of_a_document_runs(document: str, reader: Reader) -> None:
     run = 0
     for command in commands(document):
@@ -181,7 +173,16 @@ def test_every_benchmark_of_the_documents_reports(command: str, reader: Reader) 
     assert '"checks"' in report.read_text("utf-8")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+# Their examples use what their commands have made.
+AFTER_COMMANDS = ("docs/clients.md", "docs/images.md", "docs/search.md", "docs/store.md")
+
+
+def after_commands(document: str) -> Any:
+    """The document, marked where its commands must have run."""
+    return pytest.param(document, marks=pytest.mark.slow) if document in AFTER_COMMANDS else document
+
+
+@pytest.mark.parametrize("document", map(after_commands, DOCUMENTS))
 def test_every_python_example_runs(document: str, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(reader.directory)
     monkeypatch.setenv("SEARCH_CLIENT_ADDRESS", reader.addresses[DEMO_ADDRESS])

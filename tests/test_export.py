@@ -68,6 +68,7 @@ def check_export(bundle: Bundle, runtime: Runtime, out: Path) -> None:
     np.testing.assert_allclose(found, runtime.embed_images(images), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_export_gives_the_runtime_s_embeddings_of_strings_in_many_scripts(bundle: Bundle, tmp_path: Path) -> None:
     check_export(bundle, Runtime.load(bundle.path), tmp_path / "1")
 

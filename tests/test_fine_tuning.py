@@ -306,6 +306,7 @@ def test_weights_lie_between_the_start_and_the_best_epoch(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_bundle_says_how_its_weights_were_averaged(data: str, tmp_path: Path) -> None:
     chosen = recipe(tuning=FineTuning(image_top=1), average_decay=0.5, interpolate=(0.0, 1.0), epochs=1)
     bundle = train(dataclasses.replace(chosen, name="averaged"), data, tmp_path / "model")

@@ -163,6 +163,7 @@ def test_training_in_chunks_learns_in_every_precision(tmp_path: Path, precision:
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [STEPS - 1, STEPS + 1])
 def test_a_chunked_run_stopped_by_ctrl_c_goes_on_bit_by_bit(tmp_path: Path, step: int) -> None:
     straight = trainer(tmp_path / "straight", chunk_size=4)

@@ -62,6 +62,7 @@ def test_all_of_a_model_computes_in_16_bits_with_the_bundle_s_weights(bundle: Bu
         np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_it_is_published_where_it_is_as_good_and_faster_and_used_on_a_gpu(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_it_is_published_where_it_is_as_good_and_faster_and_used_on_a_gpu(
     np.testing.assert_array_equal(Runtime.load(after.path).embed_texts(texts), expected["mixed_bfloat16"])
 
 
+@pytest.mark.slow
 def test_what_is_slower_or_worse_is_not_published(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

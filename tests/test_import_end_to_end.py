@@ -46,6 +46,7 @@ def trained(home, imported, data):
     return out
 
 
+@pytest.mark.slow
 def test_the_bundle_says_what_it_is(imported):
     bundle = open_bundle(imported)
     assert bundle.manifest["trained"]["imported"]["architecture"] == "CLIPModel"
@@ -53,6 +54,7 @@ def test_the_bundle_says_what_it_is(imported):
     assert "nothing was trained here" in (imported / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_like_any_other(home, imported, data):
     report = home / "report.json"
     assert evaluate.main(["--bundle", str(imported), "--data", data, "--json", str(report)]) == 0
@@ -61,6 +63,7 @@ def test_it_is_evaluated_like_any_other(home, imported, data):
     assert figures["bundle"]["name"] == "tiny"
 
 
+@pytest.mark.slow
 def test_training_starts_from_its_weights_and_changes_the_heads_alone(imported, trained):
     before, after = (load_model(open_bundle(path)).parts() for path in (imported, trained))
     for part in ("image_backbone", "text_backbone"):
@@ -93,11 +96,13 @@ def test_a_recipe_that_trains_towers_fine_tunes_the_top_of_its_own(home, importe
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
+@pytest.mark.slow
 def test_the_same_directory_for_start_and_result_is_refused(imported, data):
     with pytest.raises(TrainingError, match="another directory for --out"):
         train.main(["--start", str(imported), "--data", data, "--out", str(imported)])
 
 
+@pytest.mark.slow
 def test_it_is_exported_with_its_tokeniser_beside_it(home, trained):
     out = home / "saved_model"
     assert export.main(["--bundle", str(trained), "--out", str(out)]) == 0
@@ -109,6 +114,7 @@ def test_it_is_exported_with_its_tokeniser_beside_it(home, trained):
     np.testing.assert_allclose(found, runtime.embed_texts(TEXTS), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_is_indexed_served_and_queried(home, trained, data):
     index = home / "index"
     assert build_index.main(["--bundle", str(trained), "--data", data, "--out", str(index)]) == 0

@@ -109,7 +109,7 @@ def recipe_of(image: Any, text: Any) -> Recipe:
     return dataclasses.replace(RECIPE, name="published", model=model)
 
 
-@pytest.mark.parametrize("towers", [addresses, saved_models, *map(slow, (preset_names, preset_directories))])
+@pytest.mark.parametrize("towers", [saved_models, *map(slow, (addresses, preset_names, preset_directories))])
 def test_the_whole_way(
     towers: Callable[[Published], tuple[Any, Any]], published: Published, data: str, tmp_path: Path
 ) -> None:
@@ -156,6 +156,7 @@ def check_use(bundle: Path, data: str, directory: Path) -> None:
     assert hits[0].score == pytest.approx(float(image[0] @ embeddings[0]) - offset, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_trained_bundle_of_strings_is_trained_on(published: Published, data: str, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     train(recipe_of(*saved_models(published)), data, first, epochs=1)
