@@ -9,6 +9,7 @@ import io
 import json
 import signal
 import socket
+import time
 import urllib.parse
 
 import grpc
@@ -30,6 +31,8 @@ from protos.imageretrieval.v1 import (
 )
 from serving.client import SearchClient
 from serving.index_job import build_index
+from serving.method_policies import Scope
+from serving.token_file import create
 from serving.web.request_limits import MAX_BODY_BYTES
 from serving.web.security_headers import HEADERS
 
@@ -243,11 +246,11 @@ def test_what_only_http_can_get_wrong_has_its_own_status(ask, server):
     host, port = server[1].split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(
-            f"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode()
+            f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode()
         )
         assert b" 413 " in connection.recv(100)
     with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(b"POST /v1/search HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         with contextlib.suppress(OSError):  # it may answer before all is sent
             for _ in range(MAX_BODY_BYTES // (1 << 20) + 1):
                 connection.sendall(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
@@ -305,6 +308,41 @@ def test_pages_of_others_may_not_call_unless_they_are_named(ask):
     assert (
         ask("OPTIONS", "/v1/search", Origin="https://elsewhere.example", Access_Control_Request_Method="POST")[0] == 405
     )
+
+
+def test_a_name_that_was_made_to_lead_here_is_not_answered(ask):
+    for name in ("evil.example", "evil.example:80", "", "127.0.0.1.evil.example"):
+        assert refusal(ask("GET", "/v1/search?q=red", Host=name))[0] == 421
+    for name in ("localhost", "LOCALHOST:5", "127.0.0.1:1", "[::1]:8080"):
+        assert ask("GET", "/v1/search?q=red", Host=name)[0] == 200
+
+
+def test_tokens_scopes_and_limits_are_those_of_grpc(tmp_path, folder):
+    build_index(ColourRuntime(), Folder(folder), tmp_path / "index")
+    tokens = tmp_path / "tokens.json"
+    token = create(tokens, "page", frozenset({Scope.SEARCH}), time.time())
+    flags = (f"--access-tokens={tokens}", "--limits-rate=0.01", "--limits-burst=50", "--http-hosts=known.example")
+    with running(tmp_path / "index", "page", *flags) as (process, _):
+        page = process.stdout.readline().strip().removeprefix("page on http://")
+
+        def ask(path, **headers):
+            with contextlib.closing(http.client.HTTPConnection(page, timeout=30)) as connection:
+                connection.request("GET", path, headers=headers)
+                response = connection.getresponse()
+                return response.status, response.headers, response.read()
+
+        answer = ask("/v1/status")
+        assert refusal(answer)[:3] == (401, "UNAUTHENTICATED", "UNAUTHENTICATED")
+        assert answer[1]["WWW-Authenticate"] == "Bearer"
+        assert ask("/")[0] == 200  # the page itself, which asks for the token
+        known = {"Authorization": f"Bearer {token}", "Host": "known.example"}
+        while ask("/v1/status", **known)[0] == 503:
+            process.poll()
+        answer = ask("/v1/search?q=red&read_mask=vector", **known)
+        assert refusal(answer)[:3] == (403, "PERMISSION_DENIED", "PERMISSION_DENIED")
+        limited = next(answer for answer in iter(lambda: ask("/v1/search?q=red", **known), None) if answer[0] != 200)
+        assert refusal(limited)[1] == "RESOURCE_EXHAUSTED"
+        assert int(limited[1]["Retry-After"]) >= 1
 
 
 def test_files_of_the_page_come_compressed_and_once(ask):

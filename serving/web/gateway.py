@@ -30,6 +30,7 @@ from serving.grpc_service import IndexService, SearchService
 from serving.image_service import ImageService
 from serving.vector_store import StoredImage
 from serving.web.api_description import description
+from serving.web.known_hosts import KnownHosts
 from serving.web.page_files import page_files
 from serving.web.pictures import PictureNotFound, Pictures, thumbnail_name
 from serving.web.problems import no_picture, problem, unknown_path
@@ -49,9 +50,14 @@ class ClientGone(BaseException):
 
 
 class Gateway:
-    """The ASGI application is `app`. `origins` may call from pages of their own; without any, only ours may."""
+    """The ASGI application is `app`. `origins` may call from pages of their own; without any, only ours may.
 
-    def __init__(self, guard: CallGuard, pictures: Pictures, origins: Sequence[str] = ()) -> None:
+    `hosts` are the names by which a proxy is called.
+    """
+
+    def __init__(
+        self, guard: CallGuard, pictures: Pictures, origins: Sequence[str] = (), hosts: Sequence[str] = ()
+    ) -> None:
         self.guard, self._pictures = guard, pictures
         self._search, self._images, self._index = SearchService(guard), ImageService(guard), IndexService(guard)
         self._description = json.dumps(description(), separators=(",", ":")).encode()
@@ -63,7 +69,8 @@ class Gateway:
             Route("/v1/openapi.json", self.openapi, methods=["GET"]),
             *(Route(path, file.respond, methods=["GET"]) for path, file in page_files().items()),
         ]
-        layers = [Middleware(SecurityHeaders), *_cors(origins), Middleware(RequestLimits)]
+        known = Middleware(KnownHosts, names=hosts)
+        layers = [Middleware(SecurityHeaders), known, *_cors(origins), Middleware(RequestLimits)]
         self.app = Starlette(routes=routes, middleware=layers, exception_handlers={HTTPException: _http_error})
         self.app.router.redirect_slashes = False
 

@@ -33,7 +33,7 @@ async def http_server(settings: HttpSettings, guard: CallGuard, grace: float) ->
     listening = _listen(settings.address)
     pictures = Pictures(ThumbnailCache(cache_directory("thumbnails"), settings.thumbnail_bytes))
     config = uvicorn.Config(
-        Gateway(guard, pictures, settings.origins).app,
+        Gateway(guard, pictures, settings.origins, settings.hosts).app,
         http=_PatientProtocol,
         ws="none",
         lifespan="off",
