@@ -107,7 +107,8 @@ class Reader:
         assert process.stdout is not None
         found = re.fullmatch(r"listening on (\S+)\n", process.stdout.readline())
         assert found, command
-        with SearchClient(found[1]) as client:
+        certificate = re.search(r"--tls-certificate (\S+)", command)
+        with SearchClient(found[1], roots=self.directory / certificate[1] if certificate else None) as client:
             client.wait_until_ready(READY)
         self.addresses[shown[1]] = found[1]
 

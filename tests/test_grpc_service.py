@@ -218,6 +218,13 @@ def test_a_large_image_fits_and_a_larger_request_is_refused(client):
     assert refusal.value.code == "RESOURCE_EXHAUSTED"
 
 
+def test_a_small_message_that_unpacks_to_a_large_one_is_refused(server):
+    request = SEARCH(query=QUERY(image=bytes(40 * 2**20)))
+    with grpc.insecure_channel(server) as channel, pytest.raises(grpc.RpcError) as refusal:
+        search_service_pb2_grpc.SearchServiceStub(channel).Search(request, compression=grpc.Compression.Gzip)
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_a_deadline_that_cannot_be_kept_is_told(server, channel):
     with pytest.raises(grpc.RpcError) as refusal:
         search_service_pb2_grpc.SearchServiceStub(channel).Search(SEARCH(query=QUERY(text="red")), timeout=1e-6)

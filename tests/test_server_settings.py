@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -174,6 +175,13 @@ def test_print_config_prints_what_is_in_effect(capsys, monkeypatch):
     assert main(["--print-config", "--limits-rate", "50"]) == 0
     printed = tomllib.loads(capsys.readouterr().out)
     assert (printed["grace"], printed["limits"]["rate"], printed["address"]) == (3.0, 50.0, "127.0.0.1:50051")
+
+
+@pytest.mark.parametrize("page", ["security.md"])
+def test_settings_in_documents_are_settings(page, file):
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    (example,) = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert read("--config", file(example)).access.asked_for
 
 
 def test_every_setting_is_documented():
