@@ -173,7 +173,8 @@ class Admission:
 
     def charge(self, items: int) -> None:
         """See `Call.charge`."""
-        assert self._account is not None
+        if self._account is None:  # the call has ended; nobody waits for this item
+            raise asyncio.CancelledError
         self._guard.access.caller(self.origin)
         self._guard.limits.charge(self._account, items)
 

@@ -2,11 +2,12 @@
 service.
 
 A method `Name` of a service is answered by the servicer's `async def Name(self, request, call)`, or for a stream by the
-async generator `Name(self, requests, call)`.
+async generator that `Name(self, requests, call)` returns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -76,8 +77,9 @@ def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGua
     async def many(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         try:
             with guard.admit(name, _origin(context, admin)) as call:
-                async for response in handler(_well_formed(requests), call):
-                    yield _encode(response)
+                async with contextlib.aclosing(handler(_well_formed(requests), call)) as responses:
+                    async for response in responses:
+                        yield _encode(response)
                 return
         except CallRefused as refused:
             status = refused.status

@@ -62,7 +62,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         results = await asyncio.gather(*(self._result(one, call) for one in request.requests))
         return search_service_pb2.BatchSearchResponse(results=results)
 
-    async def StreamSearch(
+    def StreamSearch(
         self, requests: AsyncIterator[search_service_pb2.StreamSearchRequest], call: Call
     ) -> AsyncIterator[search_service_pb2.StreamSearchResponse]:
         """Answer searches as they come."""
@@ -71,8 +71,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             result = await self._result(request.request, call, in_stream=True)
             return search_service_pb2.StreamSearchResponse(tag=request.tag, result=result)
 
-        async for response in as_they_come(requests, answer):
-            yield response
+        return as_they_come(requests, answer)
 
     async def _result(
         self, request: search_service_pb2.SearchRequest, call: Call, in_stream: bool = False

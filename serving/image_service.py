@@ -57,7 +57,7 @@ class ImageService:
         version = await call.engine.changes.upsert(upsert_of(request), call.deadline)
         return pb.UpsertImageResponse(version=version, model_revision=call.engine.runtime.fingerprint)
 
-    async def StreamUpsertImages(
+    def StreamUpsertImages(
         self, requests: AsyncIterator[pb.StreamUpsertImagesRequest], call: Call
     ) -> AsyncIterator[pb.StreamUpsertImagesResponse]:
         """Add or replace images as they come."""
@@ -72,8 +72,7 @@ class ImageService:
                 return pb.StreamUpsertImagesResponse(tag=request.tag, error=told)
             return pb.StreamUpsertImagesResponse(tag=request.tag, response=response)
 
-        async for response in as_they_come(requests, answer):
-            yield response
+        return as_they_come(requests, answer)
 
     async def DeleteImage(self, request: pb.DeleteImageRequest, call: Call) -> pb.DeleteImageResponse:
         """Remove an image."""

@@ -92,6 +92,13 @@ def test_calls_wait_for_the_engine(guard):
     assert reason(refusal) == "NOT_READY"
 
 
+def test_items_of_a_call_that_has_ended_are_given_up(guard):
+    with guard.admit("SearchService.StreamSearch", PEER) as call:
+        call.charge()
+    with pytest.raises(asyncio.CancelledError):
+        call.charge()
+
+
 def test_an_answer_beyond_the_limit_of_a_message_is_refused_by_us(monkeypatch):
     monkeypatch.setattr("serving.grpc_methods.MAX_MESSAGE_BYTES", 10)
     assert len(_encode(status_pb2.Status(message="12345678"))) == 10
