@@ -45,6 +45,5 @@ def channel_options(settings: ConnectionSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", round(1e3 * settings.ping_wait)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", round(1e3 * settings.least_ping_interval)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(1e3 * settings.least_ping_interval)),
         ("grpc.server_handshake_timeout_ms", round(1e3 * settings.handshake)),
     ]
