@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from serving.web.http_settings import HttpSettings
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 PREFIX = "IMAGE_SEARCH"
 CONFIG_VARIABLE = f"{PREFIX}_CONFIG"
+# The file of settings; and what Kubernetes tells every container of a service that is named image-search.
+_NO_SETTINGS = re.compile(rf"{CONFIG_VARIABLE}|{PREFIX}_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)")
 
 
 @dataclass(frozen=True)
@@ -107,4 +110,4 @@ def read_arguments(
     config = flags.pop("config") or environment.get(CONFIG_VARIABLE)
     print_only = flags.pop("print_config")
     file = Path(config) if config else None
-    return read_settings(ServerSettings, file, environment, PREFIX, flags, (CONFIG_VARIABLE,)), print_only
+    return read_settings(ServerSettings, file, environment, PREFIX, flags, _NO_SETTINGS), print_only

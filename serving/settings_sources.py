@@ -12,8 +12,9 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -116,12 +117,12 @@ def read_settings(
     environment: Mapping[str, str],
     prefix: str,
     flags: Mapping[str, Any],
-    others: Collection[str] = (),
+    others: re.Pattern[str] = re.compile("(?!)"),
 ) -> T:
     """The settings, by flags before environment before file before defaults.
 
     `SettingsError` names the place of one that is unknown or bad. Paths in the file are relative to its directory.
-    `others` are variables of the environment that begin with the prefix and are no settings.
+    `others` matches variables of the environment that begin with the prefix and are no settings.
     """
     known = {each.name: each for each in settings_of(settings)}
     values: dict[str, Any] = {}
@@ -130,7 +131,7 @@ def read_settings(
             values[name] = known[name].parse(value, f"in {file}", file.parent)
     by_variable = {each.variable(prefix): each for each in known.values() if each.kind != dict[str, list[str]]}
     for variable in sorted(environment):
-        if variable.startswith(f"{prefix}_") and variable not in others:
+        if variable.startswith(f"{prefix}_") and not others.fullmatch(variable):
             if variable not in by_variable:
                 raise _unknown(variable, by_variable, "in the environment")
             each = by_variable[variable]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
 import threading
 
 import grpc
@@ -14,7 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
-from server_process import running
+from server_process import COMMAND, ENVIRONMENT, running
 
 from protos.imageretrieval.v1 import query_pb2, search_service_pb2, search_service_pb2_grpc
 from serving.grpc_methods import peer_address
@@ -216,6 +217,22 @@ def test_a_caller_with_too_many_calls_under_way_is_refused_before_its_request_is
         while outcome(main, "SearchService.Search", SEARCH.SerializeToString())[0] is not CODE.OK:
             pass
         never.set()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--access-tokens", "/nowhere/tokens.json"), "make it by python -m serving.tokens create"),
+        (("--tls-certificate", "/nowhere/a.pem", "--tls-key", "/nowhere/a.key"), "expected readable files of cert"),
+    ],
+)
+def test_files_that_are_not_there_end_the_start_with_the_reason(index, flags, told):
+    ended = subprocess.run(
+        [*COMMAND, str(index), "127.0.0.1:0", *flags], env=ENVIRONMENT, text=True, capture_output=True, timeout=60
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert told in ended.stderr.replace("\n", " ")
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(

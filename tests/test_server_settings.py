@@ -91,6 +91,16 @@ def test_what_is_wrong_elsewhere_is_named_with_its_place(argv, environment, told
     assert told in str(refusal.value)
 
 
+def test_what_kubernetes_says_of_a_service_of_this_name_is_no_setting():
+    told = {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT_GRPC": "50051",
+        "PORT": "tcp://10.0.0.1:50051",
+        "PORT_50051_TCP": "",
+    }
+    assert read(**{f"IMAGE_SEARCH_{name}": value for name, value in told.items()}) == ServerSettings()
+
+
 TLS = ("--tls-certificate", "a.pem", "--tls-key", "a.key")
 TOKENS = ("--access-tokens", "tokens.json")
 
