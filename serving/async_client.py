@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 import grpc
 
 from serving import client_calls as calls
+from serving import client_image_calls as images
+from serving import client_index_calls as upkeep
+from serving import client_search_calls as searching
 from serving.client_connection import ConnectionKeywords, Readiness, from_environment, stubs
 from serving.client_errors import ServiceError, error_of_call
 from serving.client_values import (
@@ -69,47 +72,47 @@ class AsyncSearchClient:
         self, text: str | None = None, *, timeout: float | None = None, **options: Unpack[SearchKeywords]
     ) -> SearchResults:
         """As `SearchClient.search`."""
-        return await self._run(calls.search(Search(text, **options)), timeout)
+        return await self._run(searching.search(Search(text, **options)), timeout)
 
     async def search_pages(
         self, text: str | None = None, *, timeout: float | None = None, **options: Unpack[SearchKeywords]
     ) -> AsyncIterator[SearchResults]:
         """As `SearchClient.search_pages`."""
-        call: calls.Call[SearchResults] | None = calls.search(Search(text, **options))
+        call: calls.Call[SearchResults] | None = searching.search(Search(text, **options))
         while call is not None:
             results = await self._run(call, timeout)
             yield results
-            call = calls.search_after(call, results)
+            call = searching.search_after(call, results)
 
     async def batch_search(
         self, searches: Sequence[Search | str], *, timeout: float | None = None
     ) -> list[SearchResults | ServiceError]:
         """As `SearchClient.batch_search`."""
-        return await self._run_all(calls.batch_search(searches), timeout)
+        return await self._run_all(searching.batch_search(searches), timeout)
 
     def stream_search(
         self, searches: Iterable[Search | str] | AsyncIterable[Search | str], *, timeout: float | None = None
     ) -> AsyncIterator[tuple[int, SearchResults | ServiceError]]:
         """As `SearchClient.stream_search`; in this event loop."""
-        return self._stream(calls.SearchStream(), searches, timeout)
+        return self._stream(searching.SearchStream(), searches, timeout)
 
     async def embed_texts(self, texts: Sequence[str], *, timeout: float | None = None) -> list[list[float]]:
         """As `SearchClient.embed_texts`."""
-        return await self._run_all(calls.embed_texts(texts), timeout)
+        return await self._run_all(searching.embed_texts(texts), timeout)
 
     async def embed_images(self, images: Sequence[bytes], *, timeout: float | None = None) -> list[list[float]]:
         """As `SearchClient.embed_images`."""
-        return await self._run_all(calls.embed_images(images), timeout)
+        return await self._run_all(searching.embed_images(images), timeout)
 
     async def get_image(self, image_id: str, *, fields: Sequence[str] = (), timeout: float | None = None) -> Image:
         """As `SearchClient.get_image`."""
-        return await self._run(calls.get_image(image_id, fields), timeout)
+        return await self._run(images.get_image(image_id, fields), timeout)
 
     async def get_images(
         self, image_ids: Sequence[str], *, fields: Sequence[str] = (), timeout: float | None = None
     ) -> list[Image | None]:
         """As `SearchClient.get_images`."""
-        return await self._run_all(calls.get_images(image_ids, fields), timeout)
+        return await self._run_all(images.get_images(image_ids, fields), timeout)
 
     async def list_images(
         self,
@@ -120,72 +123,72 @@ class AsyncSearchClient:
         timeout: float | None = None,
     ) -> AsyncIterator[Image]:
         """As `SearchClient.list_images`."""
-        call: calls.Call[calls.ImagePage] | None = calls.list_images(filter, fields, page_size)
+        call: calls.Call[images.ImagePage] | None = images.list_images(filter, fields, page_size)
         while call is not None:
             page = await self._run(call, timeout)
             for image in page.images:
                 yield image
-            call = calls.list_after(call, page)
+            call = images.list_after(call, page)
 
     async def upsert_image(self, upload: Upload, *, timeout: float | None = None) -> Receipt:
         """As `SearchClient.upsert_image`."""
-        return await self._run(calls.upsert_image(upload), timeout)
+        return await self._run(images.upsert_image(upload), timeout)
 
     def upsert_images(
         self, uploads: Iterable[Upload] | AsyncIterable[Upload], *, timeout: float | None = None
     ) -> AsyncIterator[tuple[Upload, Receipt | ServiceError]]:
         """As `SearchClient.upsert_images`; in this event loop."""
-        return self._stream(calls.UpsertStream(), uploads, timeout)
+        return self._stream(images.UpsertStream(), uploads, timeout)
 
     async def delete_image(
         self, image_id: str, *, if_version: int | None = None, request_id: str = "", timeout: float | None = None
     ) -> int:
         """As `SearchClient.delete_image`."""
-        return await self._run(calls.delete_image(image_id, if_version, request_id), timeout)
+        return await self._run(images.delete_image(image_id, if_version, request_id), timeout)
 
     async def delete_images(self, image_ids: Sequence[str], *, timeout: float | None = None) -> list[int]:
         """As `SearchClient.delete_images`."""
-        return await self._run_all(calls.delete_images(image_ids), timeout)
+        return await self._run_all(images.delete_images(image_ids), timeout)
 
     async def status(self, *, timeout: float | None = None) -> IndexStatus:
         """As `SearchClient.status`."""
-        return await self._run(calls.status(), timeout)
+        return await self._run(upkeep.status(), timeout)
 
     async def snapshots(self, *, timeout: float | None = None) -> list[Snapshot]:
         """As `SearchClient.snapshots`."""
-        return await self._run(calls.snapshots(), timeout)
+        return await self._run(upkeep.snapshots(), timeout)
 
     async def build(self, source: str, *, timeout: float | None = None) -> Operation:
         """As `SearchClient.build`."""
-        return await self._run(calls.begin("BuildIndex", source=source), timeout)
+        return await self._run(upkeep.begin("BuildIndex", source=source), timeout)
 
     async def publish(self, *, timeout: float | None = None) -> Operation:
         """As `SearchClient.publish`."""
-        return await self._run(calls.begin("PublishIndex"), timeout)
+        return await self._run(upkeep.begin("PublishIndex"), timeout)
 
     async def roll_back(self, snapshot: str = "", *, timeout: float | None = None) -> Operation:
         """As `SearchClient.roll_back`."""
-        return await self._run(calls.begin("RollBackIndex", snapshot=snapshot), timeout)
+        return await self._run(upkeep.begin("RollBackIndex", snapshot=snapshot), timeout)
 
     async def verify(self, *, timeout: float | None = None) -> Operation:
         """As `SearchClient.verify`."""
-        return await self._run(calls.begin("VerifyIndex"), timeout)
+        return await self._run(upkeep.begin("VerifyIndex"), timeout)
 
     async def back_up(self, name: str, *, timeout: float | None = None) -> Operation:
         """As `SearchClient.back_up`."""
-        return await self._run(calls.begin("BackUpIndex", name=name), timeout)
+        return await self._run(upkeep.begin("BackUpIndex", name=name), timeout)
 
     async def operations(self, *, timeout: float | None = None) -> list[Operation]:
         """As `SearchClient.operations`."""
-        return await self._run(calls.list_operations(), timeout)
+        return await self._run(upkeep.list_operations(), timeout)
 
     async def get_operation(self, name: str, *, timeout: float | None = None) -> Operation:
         """As `SearchClient.get_operation`."""
-        return await self._run(calls.get_operation(name), timeout)
+        return await self._run(upkeep.get_operation(name), timeout)
 
     async def cancel_operation(self, name: str, *, timeout: float | None = None) -> None:
         """As `SearchClient.cancel_operation`."""
-        await self._run(calls.cancel_operation(name), timeout)
+        await self._run(upkeep.cancel_operation(name), timeout)
 
     async def wait(
         self,
@@ -195,7 +198,7 @@ class AsyncSearchClient:
         report: Callable[[Operation], object] = lambda operation: None,
     ) -> Operation:
         """As `SearchClient.wait`."""
-        patience = calls.Patience(operation, timeout)
+        patience = upkeep.Patience(operation, timeout)
         while True:
             current = await self._run(patience.call(), patience.call_timeout(self.timeout))
             if patience.is_over(current):

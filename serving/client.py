@@ -19,6 +19,9 @@ import grpc
 
 from data import console
 from serving import client_calls as calls
+from serving import client_image_calls as images
+from serving import client_index_calls as upkeep
+from serving import client_search_calls as searching
 from serving.client_connection import DEFAULT_ADDRESS, ConnectionKeywords, Readiness, from_environment, stubs
 from serving.client_errors import FieldViolation, ServiceError, error_of_call
 from serving.client_values import (
@@ -95,23 +98,23 @@ class SearchClient:
         self, text: str | None = None, *, timeout: float | None = None, **options: Unpack[SearchKeywords]
     ) -> SearchResults:
         """The best images for a text, or for what the keywords say; see `Search`."""
-        return self._run(calls.search(Search(text, **options)), timeout)
+        return self._run(searching.search(Search(text, **options)), timeout)
 
     def search_pages(
         self, text: str | None = None, *, timeout: float | None = None, **options: Unpack[SearchKeywords]
     ) -> Iterator[SearchResults]:
         """The hits page by page, `k` each, of the index as it was at the first; 1,000 hits at most."""
-        call: calls.Call[SearchResults] | None = calls.search(Search(text, **options))
+        call: calls.Call[SearchResults] | None = searching.search(Search(text, **options))
         while call is not None:
             results = self._run(call, timeout)
             yield results
-            call = calls.search_after(call, results)
+            call = searching.search_after(call, results)
 
     def batch_search(
         self, searches: Sequence[Search | str], *, timeout: float | None = None
     ) -> list[SearchResults | ServiceError]:
         """The answer to each search, in order; a text is a search for it. The server gives way to others meanwhile."""
-        return self._run_all(calls.batch_search(searches), timeout)
+        return self._run_all(searching.batch_search(searches), timeout)
 
     def stream_search(
         self, searches: Iterable[Search | str], *, timeout: float | None = None
@@ -121,25 +124,25 @@ class SearchClient:
         Searches are taken, in another thread, while fewer than 32 have no answer yet. `timeout` is for all of them
         together; none by default.
         """
-        return self._stream(calls.SearchStream(), searches, timeout)
+        return self._stream(searching.SearchStream(), searches, timeout)
 
     def embed_texts(self, texts: Sequence[str], *, timeout: float | None = None) -> list[list[float]]:
         """An embedding of unit length for each text."""
-        return self._run_all(calls.embed_texts(texts), timeout)
+        return self._run_all(searching.embed_texts(texts), timeout)
 
     def embed_images(self, images: Sequence[bytes], *, timeout: float | None = None) -> list[list[float]]:
         """An embedding of unit length for each encoded image."""
-        return self._run_all(calls.embed_images(images), timeout)
+        return self._run_all(searching.embed_images(images), timeout)
 
     def get_image(self, image_id: str, *, fields: Sequence[str] = (), timeout: float | None = None) -> Image:
         """What is known about an image; `fields` as of `Search`. `ServiceError` "NOT_FOUND" when it is not there."""
-        return self._run(calls.get_image(image_id, fields), timeout)
+        return self._run(images.get_image(image_id, fields), timeout)
 
     def get_images(
         self, image_ids: Sequence[str], *, fields: Sequence[str] = (), timeout: float | None = None
     ) -> list[Image | None]:
         """What is known about each image; None for those that are not there."""
-        return self._run_all(calls.get_images(image_ids, fields), timeout)
+        return self._run_all(images.get_images(image_ids, fields), timeout)
 
     def list_images(
         self,
@@ -150,15 +153,15 @@ class SearchClient:
         timeout: float | None = None,
     ) -> Iterator[Image]:
         """Every image that `filter` matches, in the order of the ids, fetched page by page."""
-        call: calls.Call[calls.ImagePage] | None = calls.list_images(filter, fields, page_size)
+        call: calls.Call[images.ImagePage] | None = images.list_images(filter, fields, page_size)
         while call is not None:
             page = self._run(call, timeout)
             yield from page.images
-            call = calls.list_after(call, page)
+            call = images.list_after(call, page)
 
     def upsert_image(self, upload: Upload, *, timeout: float | None = None) -> Receipt:
         """Add or replace an image; when this returns, it is durable and searched."""
-        return self._run(calls.upsert_image(upload), timeout)
+        return self._run(images.upsert_image(upload), timeout)
 
     def upsert_images(
         self, uploads: Iterable[Upload], *, timeout: float | None = None
@@ -168,57 +171,57 @@ class SearchClient:
         Images are taken, in another thread, while fewer than 32 have no answer yet, however many there are. When the
         stream breaks, `ServiceError` is raised; those without an answer may be durable or not, and can be sent again.
         """
-        return self._stream(calls.UpsertStream(), uploads, timeout)
+        return self._stream(images.UpsertStream(), uploads, timeout)
 
     def delete_image(
         self, image_id: str, *, if_version: int | None = None, request_id: str = "", timeout: float | None = None
     ) -> int:
         """Remove an image, and return the version at which it went; one that is not there counts as removed."""
-        return self._run(calls.delete_image(image_id, if_version, request_id), timeout)
+        return self._run(images.delete_image(image_id, if_version, request_id), timeout)
 
     def delete_images(self, image_ids: Sequence[str], *, timeout: float | None = None) -> list[int]:
         """Remove images, a thousand at a time all or none, and return the version at which each went."""
-        return self._run_all(calls.delete_images(image_ids), timeout)
+        return self._run_all(images.delete_images(image_ids), timeout)
 
     def status(self, *, timeout: float | None = None) -> IndexStatus:
         """What the server serves."""
-        return self._run(calls.status(), timeout)
+        return self._run(upkeep.status(), timeout)
 
     def snapshots(self, *, timeout: float | None = None) -> list[Snapshot]:
         """The published states of the index that are kept, newest first."""
-        return self._run(calls.snapshots(), timeout)
+        return self._run(upkeep.snapshots(), timeout)
 
     def build(self, source: str, *, timeout: float | None = None) -> Operation:
         """Begin to embed a data set on the server's machine and to go over to it; see `wait`."""
-        return self._run(calls.begin("BuildIndex", source=source), timeout)
+        return self._run(upkeep.begin("BuildIndex", source=source), timeout)
 
     def publish(self, *, timeout: float | None = None) -> Operation:
         """Begin to publish a snapshot that holds every change up to now."""
-        return self._run(calls.begin("PublishIndex"), timeout)
+        return self._run(upkeep.begin("PublishIndex"), timeout)
 
     def roll_back(self, snapshot: str = "", *, timeout: float | None = None) -> Operation:
         """Begin to make an earlier snapshot live again, by default the one before."""
-        return self._run(calls.begin("RollBackIndex", snapshot=snapshot), timeout)
+        return self._run(upkeep.begin("RollBackIndex", snapshot=snapshot), timeout)
 
     def verify(self, *, timeout: float | None = None) -> Operation:
         """Begin to check every file of the index."""
-        return self._run(calls.begin("VerifyIndex"), timeout)
+        return self._run(upkeep.begin("VerifyIndex"), timeout)
 
     def back_up(self, name: str, *, timeout: float | None = None) -> Operation:
         """Begin to copy a consistent state to the server's directory for backups."""
-        return self._run(calls.begin("BackUpIndex", name=name), timeout)
+        return self._run(upkeep.begin("BackUpIndex", name=name), timeout)
 
     def operations(self, *, timeout: float | None = None) -> list[Operation]:
         """The operations that the server remembers, newest first."""
-        return self._run(calls.list_operations(), timeout)
+        return self._run(upkeep.list_operations(), timeout)
 
     def get_operation(self, name: str, *, timeout: float | None = None) -> Operation:
         """How an operation stands."""
-        return self._run(calls.get_operation(name), timeout)
+        return self._run(upkeep.get_operation(name), timeout)
 
     def cancel_operation(self, name: str, *, timeout: float | None = None) -> None:
         """Stop an operation; the index stays as it was."""
-        self._run(calls.cancel_operation(name), timeout)
+        self._run(upkeep.cancel_operation(name), timeout)
 
     def wait(
         self,
@@ -231,7 +234,7 @@ class SearchClient:
 
         `ServiceError` "DEADLINE_EXCEEDED" after `timeout` seconds, if they are given. `report` is called now and then.
         """
-        patience = calls.Patience(operation, timeout)
+        patience = upkeep.Patience(operation, timeout)
         while True:
             current = self._run(patience.call(), patience.call_timeout(self.timeout))
             if patience.is_over(current):

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from data import console
-from data.attributes import attributes_to_json
 from data.errors import UserError
 from serving.client import SearchClient
 from serving.client_connection import DEFAULT_ADDRESS, ENVIRONMENT
 from serving.client_errors import ServiceError
-from serving.client_values import Composition, Image, ImageId, Operation, SearchResults, Upload
+from serving.client_tables import operation_json, print_images, print_results, printable, shown_moment
+from serving.client_values import Composition, ImageId, Operation, Upload
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,34 +169,13 @@ def _run_search(client: SearchClient, arguments: argparse.Namespace) -> None:
     )
     told = [arguments.text, *arguments.like, *(path.name for path in arguments.image)]
     query = " + ".join(one for one in told if one is not None) + "".join(f" − {text}" for text in arguments.minus)
-    _print_results([page for page, _ in zip(pages, range(arguments.pages), strict=False)], query, arguments.json)
+    print_results([page for page, _ in zip(pages, range(arguments.pages), strict=False)], query, arguments.json)
 
 
 def _alone(example: str | bytes | ImageId) -> dict[str, Any]:
     if isinstance(example, str):
         return {"text": example}
     return {"image": example} if isinstance(example, bytes) else {"image_id": example.image_id}
-
-
-def _print_results(pages: list[SearchResults], query: str, as_json: bool) -> None:
-    hits, first = [hit for page in pages for hit in page], pages[0]
-    timings = None if first.timings is None else asdict(first.timings)
-    if as_json:
-        answer: dict[str, Any] = {
-            "hits": [{name: value for name, value in _as_json(hit).items() if value is not None} for hit in hits],
-            "model_revision": first.model_revision,
-            "index_revision": first.index_revision,
-        }
-        if first.match_probability is not None:
-            answer["match_probability"] = first.match_probability
-        if timings is not None:
-            answer["timings"] = timings
-        print(json.dumps(answer, indent=2))
-        return
-    rows = [(f"{hit.score:.3f}", _printable(hit.image_id), _printable("; ".join(hit.captions))) for hit in hits]
-    console.print_table(f"{len(hits)} images for “{_printable(query)}”", ("score", "id", "caption"), rows)
-    if timings is not None:
-        console.say(", ".join(f"{name} {1_000 * seconds:.1f} ms" for name, seconds in timings.items()))
 
 
 def _run_embed_text(client: SearchClient, arguments: argparse.Namespace) -> None:
@@ -206,10 +185,10 @@ def _run_embed_text(client: SearchClient, arguments: argparse.Namespace) -> None
 
 def _run_get(client: SearchClient, arguments: argparse.Namespace) -> int:
     found = client.get_images(arguments.image_ids)
-    _print_images("Images", [image for image in found if image is not None], arguments.json)
+    print_images("Images", [image for image in found if image is not None], arguments.json)
     missing = [image_id for image_id, image in zip(arguments.image_ids, found, strict=True) if image is None]
     for image_id in missing:
-        console.say(f"error: no image {_printable(image_id)!r} in this index")
+        console.say(f"error: no image {printable(image_id)!r} in this index")
     return console.EXIT_FAILED if missing else console.EXIT_OK
 
 
@@ -217,23 +196,7 @@ def _run_list(client: SearchClient, arguments: argparse.Namespace) -> None:
     page_size = min(arguments.limit, 1_000)
     images = client.list_images(filter=arguments.filter, page_size=page_size)
     some = [image for _, image in zip(range(arguments.limit), images, strict=False)]
-    _print_images(f"{len(some)} images", some, arguments.json)
-
-
-def _print_images(title: str, images: Sequence[Image], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([_as_json(image) for image in images], indent=2))
-        return
-    rows = [
-        (
-            _printable(image.image_id),
-            image.version,
-            _printable("; ".join(image.captions)),
-            _printable(json.dumps(attributes_to_json(image.attributes), ensure_ascii=False)),
-        )
-        for image in images
-    ]
-    console.print_table(title, ("id", "version", "captions", "attributes"), rows)
+    print_images(f"{len(some)} images", some, arguments.json)
 
 
 def _run_upsert(client: SearchClient, arguments: argparse.Namespace) -> int:
@@ -249,7 +212,7 @@ def _run_upsert(client: SearchClient, arguments: argparse.Namespace) -> int:
     for upload, receipt in console.progress(answers, "upserting", len(files), quiet=arguments.json, unit="images"):
         if isinstance(receipt, ServiceError):
             refused += 1
-            console.say(f"refused: {_printable(upload.image_id)}: {receipt}")
+            console.say(f"refused: {printable(upload.image_id)}: {receipt}")
         else:
             receipts.append({"image_id": upload.image_id, "version": receipt.version})
     if arguments.json:
@@ -279,7 +242,7 @@ def _run_delete(client: SearchClient, arguments: argparse.Namespace) -> None:
 def _run_status(client: SearchClient, arguments: argparse.Namespace) -> None:
     status = {**asdict(client.status()), "address": client.address}
     if arguments.json:
-        print(json.dumps(status, indent=2, default=_moment))
+        print(json.dumps(status, indent=2, default=shown_moment))
         return
     attributes = status.pop("attributes")
     certificate = status.pop("certificate")
@@ -287,12 +250,12 @@ def _run_status(client: SearchClient, arguments: argparse.Namespace) -> None:
         status["index recall@10"] = (
             f"{certificate['index_recall']:.4f} on {certificate['query_count']:,} {certificate['query_kind']}"
         )
-    rows = [(name, _printable(_moment(value) if isinstance(value, datetime) else str(value))) for name, value in
+    rows = [(name, printable(shown_moment(value) if isinstance(value, datetime) else str(value))) for name, value in
             status.items()]  # fmt: skip
     console.print_table("Index", ("what", "value"), rows)
     if attributes:
         summaries = [
-            (_printable(one["name"]), one["kind"], one["image_count"], _printable(", ".join(one["frequent_values"])))
+            (printable(one["name"]), one["kind"], one["image_count"], printable(", ".join(one["frequent_values"])))
             for one in attributes
         ]
         console.print_table("Attributes", ("name", "kind", "images", "frequent values"), summaries)
@@ -301,10 +264,10 @@ def _run_status(client: SearchClient, arguments: argparse.Namespace) -> None:
 def _run_snapshots(client: SearchClient, arguments: argparse.Namespace) -> None:
     snapshots = client.snapshots()
     if arguments.json:
-        print(json.dumps([asdict(one) for one in snapshots], indent=2, default=_moment))
+        print(json.dumps([asdict(one) for one in snapshots], indent=2, default=shown_moment))
         return
     rows = [
-        ("live" if one.live else "", one.name, one.image_count, _moment(one.create_time), _printable(one.source))
+        ("live" if one.live else "", one.name, one.image_count, shown_moment(one.create_time), printable(one.source))
         for one in snapshots
     ]
     console.print_table("Snapshots", ("", "name", "images", "built", "source"), rows)
@@ -314,54 +277,33 @@ def _follow(client: SearchClient, arguments: argparse.Namespace, operation: Oper
     """Wait for what was begun, unless told not to, and print how it ended."""
     if not arguments.no_wait:
         try:
-            operation = client.wait(operation, report=lambda current: console.say(_printable(current.progress)))
+            operation = client.wait(operation, report=lambda current: console.say(printable(current.progress)))
         except KeyboardInterrupt:
             console.say(f"{operation.name} goes on in the server; stop it by: cancel {operation.name}")
             raise
     if arguments.json:
-        print(json.dumps(_operation_json(operation), indent=2))
+        print(json.dumps(operation_json(operation), indent=2))
     else:
-        print(_printable(f"{operation.name}: {operation.result or 'done'}" if operation.done else operation.name))
+        print(printable(f"{operation.name}: {operation.result or 'done'}" if operation.done else operation.name))
     return console.EXIT_OK
 
 
 def _run_operations(client: SearchClient, arguments: argparse.Namespace) -> None:
     operations = client.operations()
     if arguments.json:
-        print(json.dumps([_operation_json(one) for one in operations], indent=2))
+        print(json.dumps([operation_json(one) for one in operations], indent=2))
         return
     rows = [
         (
             one.name,
             one.method,
-            _moment(one.create_time),
+            shown_moment(one.create_time),
             ("failed" if one.error else "done") if one.done else "running",
-            _printable(str(one.error or one.result or one.progress)),
+            printable(str(one.error or one.result or one.progress)),
         )
         for one in operations
     ]
     console.print_table("Operations", ("name", "method", "begun", "state", "told"), rows)
-
-
-def _operation_json(operation: Operation) -> dict[str, Any]:
-    fields = {name: getattr(operation, name) for name in operation.__dataclass_fields__}
-    fields["error"] = None if operation.error is None else str(operation.error)
-    return {name: _moment(value) if isinstance(value, datetime) else value for name, value in fields.items()}
-
-
-def _as_json(value: Any) -> dict[str, Any]:
-    """A hit or an image as `json.dumps` takes it."""
-    return {**asdict(value), "attributes": attributes_to_json(value.attributes)}
-
-
-def _moment(moment: datetime) -> str:
-    return moment.isoformat()
-
-
-def _printable(text: str, limit: int = 120) -> str:
-    """One short line; what a data set contains must not steer the terminal."""
-    text = "".join(character if character.isprintable() else " " for character in text[: limit + 1])
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _positive(text: str) -> int:
