@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,6 +13,7 @@ from serving.filter_syntax import unparse
 from serving.filters import Filter
 
 IN_FLIGHT = 32  # requests of a stream that have no answer yet
+MOST_BYTES = 32 * 1024 * 1024  # of what one request brings
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -41,17 +42,17 @@ class Stream(Protocol[Item, Answer]):
         """Read an answer."""
 
 
-def chunks(items: Sequence[T], most: int, most_bytes: int | None = None) -> Iterator[list[T]]:
-    """`items` in order, at most so many at once, and with no more bytes than told unless one alone has more."""
+def chunks(items: Iterable[T], most: int, size: Callable[[T], int] = lambda item: 0) -> Iterator[list[T]]:
+    """`items` in order, at most so many at once, of no more bytes than a request holds unless one alone has more."""
     some: list[T] = []
-    size = 0
+    total = 0
     for item in items:
-        more = 0 if most_bytes is None else len(item)  # type: ignore[arg-type]
-        if some and (len(some) == most or (most_bytes is not None and size + more > most_bytes)):
+        more = size(item)
+        if some and (len(some) == most or total + more > MOST_BYTES):
             yield some
-            some, size = [], 0
+            some, total = [], 0
         some.append(item)
-        size += more
+        total += more
     if some:
         yield some
 

@@ -278,6 +278,9 @@ def _follow(client: SearchClient, arguments: argparse.Namespace, operation: Oper
     if not arguments.no_wait:
         try:
             operation = client.wait(operation, report=lambda current: console.say(printable(current.progress)))
+        except ServiceError as error:
+            console.say(f"error: {operation.name}: {error}")
+            return console.EXIT_FAILED
         except KeyboardInterrupt:
             console.say(f"{operation.name} goes on in the server; stop it by: cancel {operation.name}")
             raise

@@ -15,7 +15,6 @@ from serving.proto_attributes import attribute_of
 from serving.vector_index import SearchHit
 
 MAX_SEARCHES, MAX_TEXTS, MAX_IMAGES = 64, 256, 64
-MAX_IMAGE_BYTES = 32 * 1024 * 1024  # of all images of one request
 
 
 def search(wanted: Search) -> Call[SearchResults]:
@@ -38,10 +37,10 @@ def batch_search(searches: Sequence[Search | str]) -> list[Call[list[SearchResul
     return [
         Call(
             "SearchService.BatchSearch",
-            search_service_pb2.BatchSearchRequest(requests=[search_request(as_search(one)) for one in some]),
+            search_service_pb2.BatchSearchRequest(requests=some),
             lambda response: [search_result(result) for result in response.results],
         )
-        for some in chunks(searches, MAX_SEARCHES)
+        for some in chunks(map(search_request, map(as_search, searches)), MAX_SEARCHES, lambda one: one.ByteSize())
     ]
 
 
@@ -159,7 +158,7 @@ def embed_images(images: Sequence[bytes]) -> list[Call[list[list[float]]]]:
     """An embedding for each encoded image, in calls of as many as one takes."""
     return [
         Call("EmbeddingService.EmbedImages", embedding_service_pb2.EmbedImagesRequest(images=some), _embeddings)
-        for some in chunks(images, MAX_IMAGES, MAX_IMAGE_BYTES)
+        for some in chunks(images, MAX_IMAGES, len)
     ]
 
 

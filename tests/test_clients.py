@@ -12,6 +12,7 @@ from server_process import running
 
 from protos.imageretrieval.v1 import image_service_pb2, index_service_pb2, operation_service_pb2, search_service_pb2
 from serving import client_calls as calls
+from serving import client_search_calls as searching
 from serving.async_client import AsyncSearchClient
 from serving.client import Composition, ImageId, Search, SearchClient, ServiceError
 from serving.client_connection import _REPEATABLE, Connection, ConnectionKeywords
@@ -166,12 +167,16 @@ def test_embeddings_of_more_than_one_call_takes(client):
         client.embed_texts([*texts, ""])
 
 
-def test_images_share_a_call_by_their_number_and_their_bytes():
-    assert list(calls.chunks([b"1234", b"12", b"1", b"123456", b"1"], 64, 6)) == [
-        [b"1234", b"12"], [b"1"], [b"123456"], [b"1"],
+def test_what_is_asked_together_is_cut_by_number_and_bytes(monkeypatch):
+    monkeypatch.setattr(calls, "MOST_BYTES", 6)
+    assert list(calls.chunks([b"1234", b"12", b"1", b"123456", b"1234567", b"1"], 64, len)) == [
+        [b"1234", b"12"], [b"1"], [b"123456"], [b"1234567"], [b"1"],
     ]  # fmt: skip
     assert [len(some) for some in calls.chunks(range(600), 256)] == [256, 256, 88]
     assert list(calls.chunks([], 5)) == []
+    monkeypatch.setattr(calls, "MOST_BYTES", 2_000)
+    batches = searching.batch_search([Search(image=bytes(900))] * 5)
+    assert [len(call.request.requests) for call in batches] == [2, 2, 1]
 
 
 def test_both_clients_have_the_same_methods():

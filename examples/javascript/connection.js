@@ -42,6 +42,8 @@ const SERVICE_CONFIG = {
 export function connect(Service, environment = process.env) {
   const { SEARCH_CLIENT_ADDRESS: address = "127.0.0.1:50051", SEARCH_CLIENT_ROOTS: roots } = environment;
   const token = environment.SEARCH_CLIENT_TOKEN;
+  if (token && !roots && !/^(127\.0\.0\.1|localhost|\[::1\]):/.test(address))
+    throw new Error(`without TLS, everybody on the way to ${address} could read the token: set SEARCH_CLIENT_ROOTS`);
   const credentials = roots ? grpc.credentials.createSsl(readFileSync(roots)) : grpc.credentials.createInsecure();
   return new Service(address, credentials, {
     "grpc.service_config": JSON.stringify(SERVICE_CONFIG),
@@ -50,7 +52,7 @@ export function connect(Service, environment = process.env) {
   });
 }
 
-// Sends the token with every call; without TLS, keep the server on this machine.
+// Sends the token with every call.
 function withToken(token) {
   return (options, nextCall) =>
     new grpc.InterceptingCall(nextCall(options), {
