@@ -21,6 +21,7 @@ from data.errors import SnapshotError
 from data.pairs import AttributeValue
 from serving.attribute_postings import BLOCK_ROWS, ITEM, REAL, TEXT, BlockBuilder, PostingBlocks, Postings
 from serving.filters import Filter
+from serving.vector_store import AttributeSummary
 
 if TYPE_CHECKING:
     import pyarrow
@@ -73,6 +74,10 @@ class AttributeColumns:
         mask = self._blocks.matching(where, self._count, self._with_ids)
         self._keep(key, np.packbits(mask))
         return mask
+
+    def summaries(self) -> list[AttributeSummary]:
+        """See `PostingBlocks.summaries`."""
+        return self._blocks.summaries()
 
     def _with_ids(self, image_ids: frozenset[str]) -> np.ndarray:
         return np.fromiter(self._rows_of(list(image_ids)), np.int64)

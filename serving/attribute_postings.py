@@ -9,7 +9,7 @@ about exactness (whole numbers beyond 2**53 against fractions, text by code poin
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ import numpy as np
 from data.attributes import is_attribute
 from data.pairs import AttributeValue
 from serving.filters import And, Compare, Contains, Exists, Filter, In, Not, Or, Scalar, matches
+from serving.vector_store import AttributeSummary
 
 # A row within a block is a uint16.
 BLOCK_ROWS = 65_536
@@ -29,6 +30,13 @@ TEXT, INTEGER, REAL, TRUTH, MOMENT, LIST, ITEM = "text", "integer", "real", "tru
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+
+# What interfaces call the kinds, and how many frequent values they are told.
+_SAID = {
+    TEXT: "string", INTEGER: "number", REAL: "number", TRUTH: "bool", MOMENT: "timestamp", LIST: "strings",
+    ITEM: "strings",
+}  # fmt: skip
+FREQUENT, _CANDIDATES = 20, 1_000
 
 # Up to so many values are looked up one by one.
 FEW = 8
@@ -66,6 +74,12 @@ class Postings:
         """The rows whose value is one of `wanted`."""
         chosen = [self.rows[self.ends[place] : self.ends[place + 1]] for place in self._places(wanted)]
         return np.concatenate(chosen) if chosen else self.rows[:0]
+
+    def most_frequent(self, limit: int) -> dict[Any, int]:
+        """The values that most rows hold, at most `limit`, with how many."""
+        rows = np.diff(self.ends)
+        places = np.argsort(-rows, kind="stable")[:limit].tolist()
+        return {self.values[place]: int(rows[place]) for place in places}
 
     def _places(self, wanted: set[Any]) -> Iterable[int]:
         """Where the values `wanted` stand."""
@@ -180,6 +194,25 @@ class PostingBlocks:
             case _:
                 mask[with_ids(where.image_ids)] = True
         return mask
+
+    def summaries(self) -> list[AttributeSummary]:
+        """Every attribute by the kind of its values, in the order of their names.
+
+        Frequent values are exact where a block of rows has at most 1,000 values, and nearly so beyond.
+        """
+        counts: Counter[tuple[str, str]] = Counter()
+        values: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        for (name, kind), blocks in self._columns.items():
+            said = (name, _SAID[kind])
+            for _, postings in blocks:
+                if kind != ITEM:
+                    counts[said] += len(postings.rows)
+                if kind in (TEXT, ITEM):
+                    values[said].update(postings.most_frequent(_CANDIDATES))
+        return [
+            AttributeSummary(name, kind, count, tuple(value for value, _ in values[name, kind].most_common(FREQUENT)))
+            for (name, kind), count in sorted(counts.items())
+        ]
 
     def _blocks(self, mask: np.ndarray, attribute: str, kind: str) -> Iterator[tuple[np.ndarray, Postings]]:
         """The part of `mask` that belongs to each block, and what the block holds."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from google.rpc import code_pb2, status_pb2
 
@@ -24,6 +24,9 @@ from serving.callers import Caller, Origin, PermissionDenied, UnknownMethod
 from serving.error_details import NotReady, reason_of, status_of
 from serving.method_policies import POLICIES, Scope
 from serving.search_engine import SearchAnswer, SearchEngine, Timings
+
+if TYPE_CHECKING:
+    from serving.index_upkeep import IndexUpkeep
 
 IN_FLIGHT = 32  # answers under way in one stream
 
@@ -114,6 +117,7 @@ class CallGuard:
         self.access = Access(AccessSettings()) if access is None else access
         self.limits = CallerLimits(LimitSettings()) if limits is None else limits
         self.engine: SearchEngine | None = None  # None until the model and the index are loaded
+        self.upkeep: IndexUpkeep | None = None  # None where nobody looks after the index from here
         self.observers: list[Callable[[EndedCall], None]] = []
         self.search_observers: list[Callable[[Timings], None]] = []
         self._process = secrets.token_hex(6)

@@ -19,6 +19,8 @@ from serving.caller_limits import LimitExceeded
 from serving.callers import PermissionDenied, Unauthenticated, UnknownMethod
 from serving.catalog import ImageNotFound
 from serving.image_changes import ReadOnly, StoreFailed
+from serving.index_upkeep import IndexDamaged, NotOffered
+from serving.operations import OperationCancelled, OperationFailed, OperationNotFound, OperationRunning
 from serving.overload import Overloaded
 from serving.page_tokens import PageTokenExpired
 from serving.queries import ImageRefused
@@ -51,6 +53,11 @@ class Reason(StrEnum):
     STORE_FAILED = "STORE_FAILED"  # the store did not take a change, of which nothing was applied; try again
     MODEL_CHANGING = "MODEL_CHANGING"  # the server is going over to another model; try again
     INDEX_DAMAGED = "INDEX_DAMAGED"  # files of the index are not as they were written; the server's log names them
+    NOT_OFFERED = "NOT_OFFERED"  # this server cannot do this, as it was set up
+    OPERATION_RUNNING = "OPERATION_RUNNING"  # another operation that publishes is under way; wait for it
+    OPERATION_NOT_FOUND = "OPERATION_NOT_FOUND"  # there is no operation of this name, or none any more
+    OPERATION_FAILED = "OPERATION_FAILED"  # of an operation: it could not be done; the message is the job's own
+    OPERATION_CANCELLED = "OPERATION_CANCELLED"  # of an operation: it was told to stop
     NOT_READY = "NOT_READY"  # the model and the index are being loaded; try again
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # the caller's deadline passed before the work began
     INTERNAL = "INTERNAL"  # a defect; the server's log tells more under the request id
@@ -105,7 +112,7 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
     if isinstance(error, NotReady):
         message = "the model and the index are being loaded; try again when the health service says SERVING"
         return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.NOT_READY, _retry_after(1.0))
-    if (told := _unchanged(error)) is not None:
+    if (told := _unchanged(error) or _undone(error)) is not None:
         return told
     if isinstance(error, TimeoutError):
         message = "the deadline passed before the work began"
@@ -144,6 +151,38 @@ def _unchanged(error: Exception) -> status_pb2.Status | None:
     if isinstance(error, SnapshotError):
         message = "files of the index are damaged; the server's log names them"
         return _status(grpc.StatusCode.DATA_LOSS, message, Reason.INDEX_DAMAGED)
+    return None
+
+
+def _undone(error: Exception) -> status_pb2.Status | None:
+    """Why an operation was not begun or not done, if `error` tells."""
+    if isinstance(error, NotOffered):
+        return _status(grpc.StatusCode.UNIMPLEMENTED, str(error), Reason.NOT_OFFERED)
+    if isinstance(error, OperationNotFound):
+        resource = error_details_pb2.ResourceInfo(
+            resource_type="imageretrieval/Operation", resource_name=_short(error.name)
+        )
+        return _status(grpc.StatusCode.NOT_FOUND, "no such operation", Reason.OPERATION_NOT_FOUND, resource)
+    if isinstance(error, OperationRunning):
+        violation = error_details_pb2.PreconditionFailure.Violation(
+            type=Reason.OPERATION_RUNNING.value, subject=error.name, description="wait for it, or cancel it"
+        )
+        failure = error_details_pb2.PreconditionFailure(violations=[violation])
+        return _status(grpc.StatusCode.FAILED_PRECONDITION, str(error), Reason.OPERATION_RUNNING, failure)
+    if isinstance(error, OperationCancelled):
+        return _status(grpc.StatusCode.CANCELLED, str(error), Reason.OPERATION_CANCELLED)
+    if isinstance(error, OperationFailed):
+        code = grpc.StatusCode.FAILED_PRECONDITION if error.refused else grpc.StatusCode.ABORTED
+        return _status(code, str(error), Reason.OPERATION_FAILED)
+    if isinstance(error, IndexDamaged):
+        violations = [
+            error_details_pb2.PreconditionFailure.Violation(
+                type=Reason.INDEX_DAMAGED.value, subject=part, description=_short(problem)
+            )
+            for part, problem in list(error.problems.items())[:10]
+        ]
+        failure = error_details_pb2.PreconditionFailure(violations=violations)
+        return _status(grpc.StatusCode.DATA_LOSS, str(error), Reason.INDEX_DAMAGED, failure)
     return None
 
 

@@ -1,10 +1,9 @@
-"""Searching, embedding and telling what is served: translates between protos and Python; nothing else."""
+"""Searching and embedding, and the list of all services: translates between protos and Python; nothing else."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator
 
 import grpc
 
@@ -13,7 +12,7 @@ from protos.imageretrieval.v1 import (
     embedding_service_pb2_grpc,
     image_service_pb2,
     index_service_pb2,
-    index_service_pb2_grpc,
+    operation_service_pb2,
     query_pb2,
     search_service_pb2,
     search_service_pb2_grpc,
@@ -22,8 +21,10 @@ from protos.imageretrieval.v1 import (
 from serving.call_guard import Call, CallGuard, as_they_come
 from serving.grpc_methods import add_service
 from serving.image_service import ImageService
+from serving.index_service import IndexService
 from serving.method_policies import Scope
-from serving.proto_values import HIT_FIELDS, options_of, query_of, read_mask, response_of
+from serving.operation_service import OperationService
+from serving.proto_values import HIT_FIELDS, options_of, query_of, read_mask, response_of, set_certificate
 from serving.queries import check_count, texts_of
 
 MAX_SEARCHES = 64
@@ -33,6 +34,7 @@ _SERVICES = {
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]: lambda guard: EmbeddingService(guard),
     image_service_pb2.DESCRIPTOR.services_by_name["ImageService"]: lambda guard: ImageService(guard),
     index_service_pb2.DESCRIPTOR.services_by_name["IndexService"]: lambda guard: IndexService(guard),
+    operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"]: lambda guard: OperationService(guard),
 }
 SERVICES = tuple(descriptor.full_name for descriptor in _SERVICES)
 
@@ -98,7 +100,7 @@ async def _search(
     response = response_of(answer, mask, call.engine.runtime.fingerprint, request.with_timings)
     if request.with_certificate:
         with call.engine.store.view() as view:
-            _set_certificate(response, view.describe().certificate)
+            set_certificate(response, view.describe().certificate)
     return response
 
 
@@ -129,45 +131,3 @@ class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
             embeddings=[query_pb2.Vector(values=row) for row in embeddings.tolist()],
             model_revision=call.engine.runtime.fingerprint,
         )
-
-
-class IndexService(index_service_pb2_grpc.IndexServiceServicer):
-    """See protos/imageretrieval/v1/index_service.proto."""
-
-    def __init__(self, guard: CallGuard) -> None:
-        self.guard = guard
-
-    async def GetIndex(
-        self, request: index_service_pb2.GetIndexRequest, call: Call
-    ) -> index_service_pb2.GetIndexResponse:
-        """Describe the index."""
-        with call.engine.store.view() as view:
-            described, revision = view.describe(), view.revision
-        index = index_service_pb2.Index(
-            snapshot=described.snapshot,
-            image_count=described.image_count,
-            dimension=described.dimension,
-            kind=described.kind,
-            model_name=described.model_name,
-            model_revision=described.model_fingerprint,
-            source=described.source,
-            revision=revision,
-            change_count=described.changes,
-        )
-        index.create_time.FromDatetime(described.create_time)
-        _set_certificate(index, described.certificate)
-        return index_service_pb2.GetIndexResponse(index=index)
-
-
-def _set_certificate(
-    message: search_service_pb2.SearchResponse | index_service_pb2.Index, certificate: Mapping[str, Any]
-) -> None:
-    """Put what was measured when the index was built into a message, texts before images."""
-    for kind in ("text", "image"):
-        recall = certificate.get(f"{kind}_index_recall_at_10")
-        if recall is not None:
-            message.certificate.index_recall = recall
-            message.certificate.query_count = certificate[f"{kind}_queries"]
-            message.certificate.query_kind = f"{kind}s"
-            message.certificate.kind = certificate["kind"]
-            return

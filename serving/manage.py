@@ -40,7 +40,10 @@ def _parser() -> argparse.ArgumentParser:
 
     inspecting = command("inspect", _inspect, "say what is in it: images, model, changes, snapshots, bytes")
     inspecting.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command("verify", _verify, "read every byte and check digests, counts and order; exit 1 when anything is wrong")
+    verifying = command(
+        "verify", _verify, "read every byte and check digests, counts and order; exit 1 when anything is wrong"
+    )
+    verifying.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command("snapshots", _snapshots, "list the snapshots, oldest first")
     rollback = command("rollback", _rollback, "make the former snapshot live again; changes after it stay")
     rollback.add_argument("name", nargs="?", help="of a snapshot; by default the one that was live before")
@@ -77,8 +80,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     from serving.inspection import verify
 
     found = verify(arguments.index)
-    rows = [[part, problem or "as it was written"] for part, problem in found]
-    console.print_table(str(arguments.index), ["part", "found"], rows)
+    if arguments.json:
+        print(json.dumps(dict(found), indent=2))
+    else:
+        rows = [[part, problem or "as it was written"] for part, problem in found]
+        console.print_table(str(arguments.index), ["part", "found"], rows)
     return console.EXIT_FAILED if any(problem for _, problem in found) else console.EXIT_OK
 
 

@@ -31,6 +31,7 @@ from serving.filters import Filter
 from serving.milvus_filter import FIELD, decode_attributes, encode_attributes, expression
 from serving.vector_store import (
     BATCH_VERSION,
+    AttributeSummary,
     Change,
     Delete,
     Found,
@@ -214,6 +215,10 @@ class MilvusView:
             source=told["source"],
             create_time=datetime.fromisoformat(told["create_time"]),
         )
+
+    def attributes(self) -> Sequence[AttributeSummary]:
+        """None: Milvus keeps no account of them."""
+        return ()
 
     def search(
         self,

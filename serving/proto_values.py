@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from data.errors import QueryError
 from data.pairs import AttributeValue
-from protos.imageretrieval.v1 import query_pb2, search_service_pb2
+from protos.imageretrieval.v1 import index_service_pb2, query_pb2, search_service_pb2
 from serving.proto_attributes import attribute_message
 from serving.proto_attributes import attribute_of as attribute_of
 from serving.queries import (
@@ -159,3 +160,17 @@ def _hit(hit: SearchHit, mask: ReadMask) -> search_service_pb2.SearchHit:
 def _set_timings(message: search_service_pb2.SearchTimings, timings: Timings) -> None:
     for name in ("embedding", "queueing", "search", "lookup", "total"):
         getattr(message, name).FromNanoseconds(round(1e9 * getattr(timings, name)))
+
+
+def set_certificate(
+    message: search_service_pb2.SearchResponse | index_service_pb2.Index, certificate: Mapping[str, Any]
+) -> None:
+    """Put what was measured when the index was built into a message, texts before images."""
+    for kind in ("text", "image"):
+        recall = certificate.get(f"{kind}_index_recall_at_10")
+        if recall is not None:
+            message.certificate.index_recall = recall
+            message.certificate.query_count = certificate[f"{kind}_queries"]
+            message.certificate.query_kind = f"{kind}s"
+            message.certificate.kind = certificate["kind"]
+            return

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data import console
@@ -21,18 +20,15 @@ from serving.network import split_address
 from serving.observation import observed
 from serving.server_settings import DEFAULT_ADDRESS, ServerSettings, read_arguments
 from serving.settings_sources import to_toml
+from serving.unit_loader import unit_loader
 
 if TYPE_CHECKING:
     import grpc
     from grpc_health.v1 import health
 
     from serving.call_guard import CallGuard
+    from serving.index_upkeep import IndexUpkeep
     from serving.search_engine import SearchEngine
-    from serving.vector_store import VectorStore
-
-
-# Changes above the snapshot at which a compaction starts; every search compares with each of them.
-COMPACT_AFTER = 10_000
 
 
 def serve(settings: ServerSettings, load: Callable[[], SearchEngine]) -> None:
@@ -82,23 +78,42 @@ async def _serve_calls(
         page_address = await page.enter_async_context(http_server(settings.http, guard, settings.grace))
         print(f"page on {page_address}", flush=True)
     loading = _in_daemon_thread(load)
+    upkeep: IndexUpkeep | None = None
     try:
         either: set[asyncio.Future[Any]] = {loading, stopping}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            guard.engine = loading.result()
+            guard.engine = engine = loading.result()
+            upkeep = guard.upkeep = _upkeep(settings, engine)
             await _set_serving(health_service, True)
-            with guard.engine.store.view() as view:
+            with engine.store.view() as view:
                 index = view.describe()
             console.say(f"serving {index.image_count:,} images of {index.source} with model {index.model_name}")
             await stopping
         console.say("stopping; running calls are finished first")
     finally:
         await health_service.enter_graceful_shutdown()
+        if upkeep is not None:
+            await upkeep.close()  # before its callers are told to end, so that they learn how it ended
         await asyncio.gather(*(server.stop(settings.grace) for server, _ in servers), page.aclose())
         if guard.engine is not None:
             guard.engine.close()
     return not loading.done()
+
+
+def _upkeep(settings: ServerSettings, engine: SearchEngine) -> IndexUpkeep:
+    """What operators ask of the index in this process."""
+    from serving.embedded_store import EmbeddedStore
+    from serving.index_upkeep import IndexUpkeep
+
+    store = engine.store
+    if not isinstance(store, EmbeddedStore):
+        return IndexUpkeep(None)
+
+    async def go_over() -> None:
+        await asyncio.to_thread(store.refresh)
+
+    return IndexUpkeep(store.index, settings.backup_directory, go_over)
 
 
 def _open_ports(
@@ -192,35 +207,6 @@ def _in_daemon_thread(load: Callable[[], SearchEngine]) -> asyncio.Future[Search
     return future
 
 
-def load_engine(
-    index: Path | None, bundle: str | None = None, address: str = "", writable: bool = False
-) -> SearchEngine:
-    """Open an index with the bundle in it, or with another copy of that, and run the model as queries will.
-
-    Without an index, the one at the `address` of Milvus, with `bundle`. `writable` to be changed.
-    `BundleError`, `SnapshotError`, `FingerprintMismatch` or `vector_store.StoreUnreachable`.
-    """
-    from dual_encoder.runtime import Runtime
-    from serving.embedded_store import EmbeddedStore
-    from serving.index_bundle import bundle_of
-    from serving.query_encoder import IMAGE_BATCH, TEXT_BATCH
-    from serving.search_engine import SearchEngine
-
-    store: VectorStore
-    if index is None:
-        from serving.milvus_store import MilvusStore
-
-        runtime = Runtime.load(bundle or "default")
-        store = MilvusStore.open(address, runtime.fingerprint, writable=writable)
-    else:
-        runtime = Runtime.load(bundle or bundle_of(index))
-        store = EmbeddedStore.open(
-            index, runtime.fingerprint, bundle=bundle or "BUNDLE", writable=writable, compact_after=COMPACT_AFTER
-        )
-    runtime.warm_up(TEXT_BATCH, IMAGE_BATCH)
-    return SearchEngine(runtime, store)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the settings and serve."""
     settings, print_only = read_arguments(argv)
@@ -231,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Searches run side by side; threads of one matrix product would only take cores from the others. NumPy reads this
     # when it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    serve(settings, lambda: load_engine(settings.index, settings.bundle or None, settings.store, settings.writable))
+    with unit_loader(settings) as loader:
+        serve(settings, loader.load)
     return console.EXIT_OK
 
 

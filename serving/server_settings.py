@@ -38,6 +38,11 @@ class ServerSettings:
     store: str = setting("", "what build_index --store filled, instead of an index", "milvus://HOST:PORT?name=NAME")
     bundle: str = setting("", 'directory of the model, or "default", if not the copy in the index', "BUNDLE")
     writable: bool = setting(False, "accept changes; one process at a time", "true, false")
+    compact_after: int = setting(
+        10_000, "changes above the snapshot that start a compaction; searches compare with each of them", "CHANGES", 1
+    )
+    backup_directory: Path | None = setting(None, "where operators may put backups; if not given, nowhere", "DIR")
+    isolated_decoding: bool = setting(True, "decode images in processes of their own", "true, false")
     address: str = setting(DEFAULT_ADDRESS, "where clients call; port 0: any", "HOST:PORT")
     admin_address: str = setting(
         "", "where operators call; if not given, they call at the other address when that is loopback", "HOST:PORT"

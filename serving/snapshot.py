@@ -37,6 +37,7 @@ from serving.filters import Filter
 from serving.staged_snapshot import CATALOG, VECTORS
 from serving.vector_index import VectorIndex
 from serving.vector_rows import map_vectors
+from serving.vector_store import AttributeSummary
 
 FORMAT_VERSION = 2
 COLUMNS = "columns.arrow"
@@ -92,6 +93,11 @@ class Snapshot:
     def rows_matching(self, where: Filter) -> np.ndarray:
         """(N,) bool: the rows of the images that `where` matches."""
         return self._columns.rows_matching(where)
+
+    @cached_property
+    def attributes(self) -> list[AttributeSummary]:
+        """What the images have, in the order of the attributes' names."""
+        return self._columns.summaries()
 
     @cached_property
     def _columns(self) -> AttributeColumns:

@@ -18,7 +18,7 @@ from serving.catalog import ImageNotFound, attributes_of_json, captions_of_json
 from serving.exact_index import ROUNDING, ExactIndex, best_of, check_queries
 from serving.filters import Filter, matches
 from serving.row_subset import RowSubset
-from serving.vector_store import Found, StoreDescription, StoredImage
+from serving.vector_store import AttributeSummary, Found, StoreDescription, StoredImage
 
 if TYPE_CHECKING:
     from serving.delta import Delta
@@ -68,6 +68,10 @@ class EmbeddedView:
             manifest.index,
             self.changes,
         )
+
+    def attributes(self) -> Sequence[AttributeSummary]:
+        """See `StoreView.attributes`; changes above the snapshot are not counted."""
+        return self._base.attributes
 
     def search(
         self,

@@ -139,6 +139,20 @@ class StoreDescription:
     changes: int = 0  # above the snapshot
 
 
+@dataclass(frozen=True)
+class AttributeSummary:
+    """What the images of a snapshot have of one attribute, by the kind of its values.
+
+    `kind` is "string", "number", "bool", "timestamp" or "strings" for lists; `frequent_values` are the most frequent
+    texts, of it or in its lists.
+    """
+
+    name: str
+    kind: str
+    image_count: int
+    frequent_values: tuple[str, ...] = ()
+
+
 class StoreView(Protocol):
     """A state of a store that does not move; safe to share between threads. Close it by leaving its `with` block."""
 
@@ -155,6 +169,9 @@ class StoreView(Protocol):
 
     def describe(self) -> StoreDescription:
         """Where it came from and how it searches."""
+
+    def attributes(self) -> Sequence[AttributeSummary]:
+        """The attributes of the snapshot's images in the order of their names, where the store can tell."""
 
     def search(
         self,

@@ -16,6 +16,7 @@ from fakes import ColourRuntime
 from data import console
 from dual_encoder.calibration import Calibration
 from serving.embedded_store import EmbeddedStore
+from serving.index_upkeep import IndexUpkeep
 from serving.search_engine import SearchEngine
 from serving.server import serve
 from serving.server_settings import read_arguments
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     flags += ["--address", address, "--grace", "5", *(["--http-address", page[0]] if page else [])]
     settings, _ = read_arguments(flags)
+    IndexUpkeep.build_command = (sys.executable, str(Path(__file__).with_name("build_command.py")))
 
     def load() -> SearchEngine:
         if hold:

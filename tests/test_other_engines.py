@@ -17,7 +17,9 @@ from serving.embedding_job import EmbeddingJob
 from serving.milvus_store import MilvusStore, StoreUnreachable
 from serving.queries import SearchOptions, TextQuery
 from serving.ray_embedding import RayEmbeddingJob, RaySettings
+from serving.server_settings import ServerSettings
 from serving.snapshot import open_snapshot
+from serving.unit_loader import unit_loader
 
 pytestmark = pytest.mark.usefixtures("kept_streams")
 
@@ -52,7 +54,8 @@ def test_an_index_in_milvus_is_built_and_served_by_the_same_commands(
     said = capsys.readouterr().err
     assert "8 images indexed in milvus://" in said
     assert "Traceback" not in said
-    engine = server.load_engine(None, "x", address)
+    with unit_loader(ServerSettings(store=address, bundle="x", isolated_decoding=False)) as loader:
+        engine = loader.load()
     answer = asyncio.run(engine.search(TextQuery("something blue"), SearchOptions(k=3)))
     assert answer.hits[0].image_id == "blue thing.png"
     with engine.store.view() as view:

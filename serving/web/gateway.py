@@ -26,8 +26,9 @@ from starlette.routing import Route
 from protos.imageretrieval.v1 import image_service_pb2, index_service_pb2, search_service_pb2
 from serving.call_guard import Call, CallGuard, CallRefused
 from serving.callers import Origin
-from serving.grpc_service import IndexService, SearchService
+from serving.grpc_service import SearchService
 from serving.image_service import ImageService
+from serving.index_service import IndexService
 from serving.vector_store import StoredImage
 from serving.web.api_description import description
 from serving.web.known_hosts import KnownHosts
