@@ -7,11 +7,13 @@ leaves as a `CallRefused`, whose status is what the client is told.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +24,7 @@ from serving.access import Access, AccessSettings
 from serving.caller_limits import Account, CallerLimits, LimitSettings
 from serving.callers import Caller, Origin, PermissionDenied, UnknownMethod
 from serving.error_details import NotReady, reason_of, status_of
+from serving.live_unit import LiveUnit
 from serving.method_policies import POLICIES, Scope
 from serving.search_engine import SearchAnswer, SearchEngine, Timings
 
@@ -65,6 +68,12 @@ class Call:
         `LimitExceeded` when they are too many; `Unauthenticated` when the credential has been taken back meanwhile.
         """
         self.admission.charge(items)
+
+    @contextmanager
+    def now(self) -> Iterator[Call]:
+        """This call with the engine that answers at this moment, kept meanwhile: for each item of a stream."""
+        with self.admission.now() as engine:
+            yield dataclasses.replace(self, engine=engine)
 
     def require(self, scope: Scope) -> None:
         """`PermissionDenied` unless the caller has a scope that only some requests of the method need."""
@@ -116,7 +125,7 @@ class CallGuard:
     def __init__(self, access: Access | None = None, limits: CallerLimits | None = None) -> None:
         self.access = Access(AccessSettings()) if access is None else access
         self.limits = CallerLimits(LimitSettings()) if limits is None else limits
-        self.engine: SearchEngine | None = None  # None until the model and the index are loaded
+        self.unit = LiveUnit()  # empty until the model and the index are loaded
         self.upkeep: IndexUpkeep | None = None  # None where nobody looks after the index from here
         self.observers: list[Callable[[EndedCall], None]] = []
         self.search_observers: list[Callable[[Timings], None]] = []
@@ -134,6 +143,15 @@ class CallGuard:
             raise refused from error
         return admission
 
+    @property
+    def engine(self) -> SearchEngine | None:
+        """What answers now."""
+        return self.unit.engine
+
+    @engine.setter
+    def engine(self, engine: SearchEngine | None) -> None:
+        self.unit.replace(engine)
+
     def status(self, error: Exception, method: str, request_id: str) -> status_pb2.Status:
         """What a client is told of `error`; a defect is logged."""
         status = status_of(error, request_id)
@@ -145,13 +163,14 @@ class CallGuard:
 class Admission:
     """The time between a call's beginning and its end."""
 
-    __slots__ = ("_guard", "method", "request_id", "origin", "caller", "call", "_began", "_account", "_bulk")
+    __slots__ = ("_guard", "method", "request_id", "origin", "caller", "call", "_began", "_account", "_bulk", "_engine")
 
     def __init__(self, guard: CallGuard, method: str, request_id: str, origin: Origin) -> None:
         self._guard, self.method, self.request_id, self.origin = guard, method, request_id, origin
         self.caller: Caller | None = None
         self.call: Call | None = None
         self._account: Account | None = None
+        self._engine: SearchEngine | None = None
         self._bulk = False
         self._began = time.perf_counter()
 
@@ -167,13 +186,14 @@ class Admission:
         remaining = origin.remaining
         if remaining is not None and remaining <= 0:
             raise TimeoutError
-        if guard.engine is None:
+        engine = self._engine = guard.unit.enter()
+        if engine is None:
             raise NotReady
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         self._bulk = policy.bulk
         self._account = guard.limits.enter((caller.kind, caller.name), policy.bulk)
         notes, observers = CallNotes(), guard.search_observers
-        self.call = Call(self.method, self.request_id, deadline, guard.engine, caller, origin, self, notes, observers)
+        self.call = Call(self.method, self.request_id, deadline, engine, caller, origin, self, notes, observers)
 
     def charge(self, items: int) -> None:
         """See `Call.charge`."""
@@ -182,9 +202,28 @@ class Admission:
         self._guard.access.caller(self.origin)
         self._guard.limits.charge(self._account, items)
 
+    @contextmanager
+    def now(self) -> Iterator[SearchEngine]:
+        """See `Call.now`."""
+        unit = self._guard.unit
+        engine = unit.enter()
+        if engine is None:
+            raise NotReady
+        try:
+            yield engine
+        finally:
+            unit.leave(engine)
+
+    def let_go(self) -> None:
+        """Do not keep the engine any more that answered when the call came; streams outlive it."""
+        if self._engine is not None:
+            self._guard.unit.leave(self._engine)
+            self._engine = None
+
     def end(self, error: BaseException | None) -> CallRefused | None:
         """Give the place back and tell the observers; return what the client is told of `error`."""
         seconds = time.perf_counter() - self._began
+        self.let_go()
         if self._account is not None:
             self._guard.limits.leave(self._account, self._bulk, seconds)
             self._account = None

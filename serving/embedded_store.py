@@ -42,7 +42,7 @@ class EmbeddedStore:
     is another model's: then `superseded` names it, searches go on as before, and changes are refused.
     """
 
-    def __init__(self, index: Path, snapshot: Snapshot, log: ChangeLog) -> None:
+    def __init__(self, index: Path, snapshot: Snapshot, log: ChangeLog, seen: tuple[int, int] | None) -> None:
         """Use `open`."""
         self.index = index
         self.superseded: str | None = None
@@ -54,10 +54,12 @@ class EmbeddedStore:
         self._data_version = log.data_version
         self._delta = self._above(snapshot)
         self._state = _State(snapshot, EmbeddedView(self._delta))
-        self._seen = self._allowed_at = _identity(index)
+        self._seen = self._allowed_at = seen
         self._loading: threading.Thread | None = None
         self._compaction: BackgroundCompaction | None = None
+        self._compact_after: int | None = None
         self._committer = GroupCommitter(self._commit) if log.writable else None
+        self._handed_over = self._closed = False
 
     @classmethod
     def open(
@@ -84,13 +86,15 @@ class EmbeddedStore:
                     "stop it, or send the changes to it",
                 )
                 held.enter_context(only_process(index / WRITER, busy))
+            seen = _identity(index)  # before the snapshot: what is published meanwhile is followed
             snapshot = open_snapshot(index, fingerprint, bundle)
             opened.callback(snapshot.close)
             log = ChangeLog.open(index, writable=writable)
             opened.callback(log.close)
-            store = cls(index, snapshot, log)
+            store = cls(index, snapshot, log, seen)
             opened.pop_all()
             store._held = held.pop_all()
+            store._compact_after = compact_after
             if writable and compact_after:
                 store._compaction = BackgroundCompaction(index, compact_after)
         store._prune()
@@ -102,14 +106,34 @@ class EmbeddedStore:
 
     def submit(self, changes: Sequence[Change], key: str = "") -> Future[Receipt]:
         """See `VectorStore.submit`; `QueryError` and `StoreReadOnly` at once where that is known."""
-        if self._committer is None:
+        committer = self._committer
+        if committer is None and not self._handed_over:
             raise StoreReadOnly("a store that was opened to write", "one to read", "open it with writable=True")
-        return self._committer.submit(encode_changes(changes, key, self.dimension, self.corrected))
+        request = encode_changes(changes, key, self.dimension, self.corrected)
+        try:
+            if committer is not None:
+                return committer.submit(request)
+        except RuntimeError:  # it closed meanwhile
+            pass
+        raise StoreSuperseded("the store that writes now", "the one before it", "send the change there")
 
     @property
     def writable(self) -> bool:
-        """Whether it was opened to be changed."""
-        return self._committer is not None
+        """Whether it was opened to be changed; also of one that handed this over to another."""
+        return self._committer is not None or self._handed_over
+
+    def take_over(self, former: EmbeddedStore) -> None:
+        """Write from now on in the place of `former`, a store of the same index in this process.
+
+        What `former` was given is committed first; later it refuses changes with `StoreSuperseded`. When this cannot
+        write, `former` goes on, and the error is raised.
+        """
+        held, compact_after = former._stop_writing()
+        try:
+            self._begin_writing(held, compact_after)
+        except BaseException:
+            former._begin_writing(held, compact_after)
+            raise
 
     def keep_image(self, data: bytes) -> str:
         """See `VectorStore.keep_image`."""
@@ -119,8 +143,9 @@ class EmbeddedStore:
     def view(self) -> Iterator[EmbeddedView]:
         """See `VectorStore.view`."""
         self._follow()
-        while not (state := self._state).enter():
-            pass  # it was replaced between the two steps
+        while not (state := self._state).enter():  # it was replaced between the two steps
+            if self._closed:
+                raise RuntimeError("closed")
         try:
             yield state.view
         finally:
@@ -132,6 +157,32 @@ class EmbeddedStore:
             loading.join()
         self._go_over()
 
+    def _stop_writing(self) -> tuple[ExitStack, int | None]:
+        """Commit what waits and give up the writer's lock, which is returned."""
+        if self._committer is None:
+            raise StoreReadOnly("a store that writes", "one that reads", "open it with writable=True")
+        committer, self._committer, self._handed_over = self._committer, None, True
+        committer.close()
+        if self._compaction is not None:
+            self._compaction.close()
+            self._compaction = None
+        return self._held.pop_all(), self._compact_after
+
+    def _begin_writing(self, held: ExitStack, compact_after: int | None) -> None:
+        """Write from now on, with the writer's lock."""
+        with self._lock:
+            log = ChangeLog.open(self.index, writable=True)
+            self._log.close()
+            self._log = log
+            self._model = log.model_number(self.fingerprint)
+            self._catch_up(self._delta)
+            self._state.view = EmbeddedView(self._delta)
+        self._held, self._compact_after = held, compact_after
+        if compact_after:
+            self._compaction = BackgroundCompaction(self.index, compact_after)
+        self._handed_over = False
+        self._committer = GroupCommitter(self._commit)
+
     def close(self) -> None:
         """See `VectorStore.close`. Views that are held stay readable."""
         if self._committer is not None:
@@ -141,6 +192,7 @@ class EmbeddedStore:
         while (loading := self._loading) is not None:
             loading.join()
         with self._lock:
+            self._closed = True
             self._log.close()
             self._state.retire()
             self._held.close()

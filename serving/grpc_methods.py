@@ -77,6 +77,7 @@ def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGua
     async def many(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         try:
             with guard.admit(name, _origin(context, admin)) as call:
+                call.admission.let_go()  # each item has the engine of its moment
                 async with contextlib.aclosing(handler(_well_formed(requests), call)) as responses:
                     async for response in responses:
                         yield _encode(response)

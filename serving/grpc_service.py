@@ -79,9 +79,11 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         self, request: search_service_pb2.SearchRequest, call: Call, in_stream: bool = False
     ) -> search_service_pb2.SearchResult:
         try:
-            if in_stream:
-                call.charge()
-            return search_service_pb2.SearchResult(response=await _search(request, call, bulk=not in_stream))
+            if not in_stream:
+                return search_service_pb2.SearchResult(response=await _search(request, call, bulk=True))
+            call.charge()
+            with call.now() as current:
+                return search_service_pb2.SearchResult(response=await _search(request, current))
         except Exception as error:
             status = self.guard.status(error, call.method, call.request_id)
             told = status_pb2.Status(code=status.code, message=status.message, details=status.details)

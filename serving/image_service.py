@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -13,6 +15,14 @@ from serving.image_lookup import DEFAULT_IMAGES
 from serving.image_values import IMAGE_FIELDS, image_message, upsert_of
 from serving.method_policies import Scope
 from serving.proto_values import ReadMask, read_mask
+from serving.vector_store import StoreSuperseded
+
+if TYPE_CHECKING:
+    from serving.image_changes import ImageChanges
+
+T = TypeVar("T")
+
+SWAP_SECONDS = 30.0  # how long a change waits at most while the server goes over to another model
 
 
 class ImageService:
@@ -54,8 +64,11 @@ class ImageService:
 
     async def UpsertImage(self, request: pb.UpsertImageRequest, call: Call) -> pb.UpsertImageResponse:
         """Add or replace an image."""
-        version = await call.engine.changes.upsert(upsert_of(request), call.deadline)
-        return pb.UpsertImageResponse(version=version, model_revision=call.engine.runtime.fingerprint)
+        image = upsert_of(request)
+        version, model = await self._changed(
+            call, lambda changes: changes.upsert(image, call.deadline), again=isinstance(image.content, bytes)
+        )
+        return pb.UpsertImageResponse(version=version, model_revision=model)
 
     def StreamUpsertImages(
         self, requests: AsyncIterator[pb.StreamUpsertImagesRequest], call: Call
@@ -77,16 +90,39 @@ class ImageService:
     async def DeleteImage(self, request: pb.DeleteImageRequest, call: Call) -> pb.DeleteImageResponse:
         """Remove an image."""
         if_version = request.if_version if request.HasField("if_version") else None
-        (version,) = await call.engine.changes.delete(
-            [request.image_id], if_version, request.request_id, call.deadline, "image_id"
+        ids, key = [request.image_id], request.request_id
+        (version,), _ = await self._changed(
+            call, lambda changes: changes.delete(ids, if_version, key, call.deadline, "image_id")
         )
         return pb.DeleteImageResponse(version=version)
 
     async def BatchDeleteImages(self, request: pb.BatchDeleteImagesRequest, call: Call) -> pb.BatchDeleteImagesResponse:
         """Remove several images, all or none."""
         call.charge(len(request.image_ids) - 1)
-        versions = await call.engine.changes.delete(request.image_ids, None, request.request_id, call.deadline)
+        ids, key = request.image_ids, request.request_id
+        versions, _ = await self._changed(call, lambda changes: changes.delete(ids, None, key, call.deadline))
         return pb.BatchDeleteImagesResponse(versions=versions)
+
+    async def _changed(
+        self, call: Call, change: Callable[[ImageChanges], Awaitable[T]], again: bool = True
+    ) -> tuple[T, str]:
+        """What `change` gives, and the fingerprint of the model that it was made by.
+
+        While the server goes over to another model no change is accepted: those that are valid for any model wait.
+        """
+        while True:
+            with call.now() as current:
+                engine = current.engine
+                try:
+                    return await change(engine.changes), engine.runtime.fingerprint
+                except StoreSuperseded:
+                    if not again:
+                        raise
+            seconds = SWAP_SECONDS
+            if call.deadline is not None:
+                seconds = min(seconds, call.deadline - asyncio.get_running_loop().time())
+            if not await self.guard.unit.another(engine, seconds):
+                raise StoreSuperseded("a change by the model that is served", "one while it changes", "try again")
 
 
 def _mask(mask: FieldMask, call: Call) -> ReadMask:

@@ -10,9 +10,8 @@ import contextlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from data import console
 from data.errors import UserError
@@ -27,40 +26,51 @@ if TYPE_CHECKING:
     from grpc_health.v1 import health
 
     from serving.call_guard import CallGuard
+    from serving.hot_swap import HotSwap
     from serving.index_upkeep import IndexUpkeep
     from serving.search_engine import SearchEngine
 
 
-def serve(settings: ServerSettings, load: Callable[[], SearchEngine]) -> None:
-    """Serve what `load` returns until SIGTERM or SIGINT; then running calls have `settings.grace` seconds.
+class Loader(Protocol):
+    """Loads units: a model and its index; see `unit_loader.UnitLoader`. Called in a thread."""
 
-    The ports are open, and health says NOT_SERVING, while `load` runs in a thread. Prints `listening on HOST:PORT` on
+    def load(self) -> SearchEngine:
+        """The first."""
+
+    def load_next(self, former: SearchEngine) -> SearchEngine:
+        """The one that was published in the place of another model's; see `hot_swap.HotSwap`."""
+
+
+def serve(settings: ServerSettings, loader: Loader) -> None:
+    """Serve what `loader` loads until SIGTERM or SIGINT; then running calls have `settings.grace` seconds.
+
+    The ports are open, and health says NOT_SERVING, while it loads. Prints `listening on HOST:PORT` on
     standard output, then `operators on …`, `metrics on …` and `page on …` where there are such. `UserError` when
-    an address or a file of the settings cannot be used; what `load` raises is raised.
+    an address or a file of the settings cannot be used; what `loader.load` raises is raised.
     """
-    still_loading = asyncio.run(_serve(settings, load))
+    still_loading = asyncio.run(_serve(settings, loader))
     if still_loading:
         # A thread inside a model's native code can neither be stopped nor outlive the interpreter.
         sys.stdout.flush()
         os._exit(console.EXIT_OK)
 
 
-async def _serve(settings: ServerSettings, load: Callable[[], SearchEngine]) -> bool:
-    """Run the server, watched; return whether `load` was still running when it was asked to stop."""
+async def _serve(settings: ServerSettings, loader: Loader) -> bool:
+    """Run the server, watched; return whether `loader` was still at work when it was asked to stop."""
     from serving.access import Access
     from serving.call_guard import CallGuard
     from serving.caller_limits import CallerLimits
 
     guard = CallGuard(Access(settings.access), CallerLimits(settings.limits))
     with observed(guard, settings.log, settings.observe) as told:
-        return await _serve_calls(settings, load, guard, told)
+        return await _serve_calls(settings, loader, guard, told)
 
 
-async def _serve_calls(
-    settings: ServerSettings, load: Callable[[], SearchEngine], guard: CallGuard, told: Sequence[str]
-) -> bool:
+async def _serve_calls(settings: ServerSettings, loader: Loader, guard: CallGuard, told: Sequence[str]) -> bool:
     """As `_serve`; `told` is what it prints beside its own addresses."""
     from grpc_health.v1 import health
+
+    from serving.hot_swap import HotSwap, in_daemon_thread
 
     health_service = health.aio.HealthServicer()
     servers = _open_ports(settings, guard, health_service)
@@ -77,14 +87,15 @@ async def _serve_calls(
 
         page_address = await page.enter_async_context(http_server(settings.http, guard, settings.grace))
         print(f"page on {page_address}", flush=True)
-    loading = _in_daemon_thread(load)
-    upkeep: IndexUpkeep | None = None
+    loading = in_daemon_thread(loader.load)
+    swap = HotSwap(guard.unit, loader.load_next)
+    watching = asyncio.ensure_future(swap.watch())
     try:
         either: set[asyncio.Future[Any]] = {loading, stopping}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             guard.engine = engine = loading.result()
-            upkeep = guard.upkeep = _upkeep(settings, engine)
+            guard.upkeep = _upkeep(settings, engine, swap)
             await _set_serving(health_service, True)
             with engine.store.view() as view:
                 index = view.describe()
@@ -93,27 +104,21 @@ async def _serve_calls(
         console.say("stopping; running calls are finished first")
     finally:
         await health_service.enter_graceful_shutdown()
-        if upkeep is not None:
-            await upkeep.close()  # before its callers are told to end, so that they learn how it ended
+        watching.cancel()
+        if guard.upkeep is not None:
+            await guard.upkeep.close()  # before its callers are told to end, so that they learn how it ended
         await asyncio.gather(*(server.stop(settings.grace) for server, _ in servers), page.aclose())
-        if guard.engine is not None:
-            guard.engine.close()
-    return not loading.done()
+        await guard.unit.close()
+    return swap.loading or not loading.done()
 
 
-def _upkeep(settings: ServerSettings, engine: SearchEngine) -> IndexUpkeep:
+def _upkeep(settings: ServerSettings, engine: SearchEngine, swap: HotSwap) -> IndexUpkeep:
     """What operators ask of the index in this process."""
     from serving.embedded_store import EmbeddedStore
     from serving.index_upkeep import IndexUpkeep
 
-    store = engine.store
-    if not isinstance(store, EmbeddedStore):
-        return IndexUpkeep(None)
-
-    async def go_over() -> None:
-        await asyncio.to_thread(store.refresh)
-
-    return IndexUpkeep(store.index, settings.backup_directory, go_over)
+    index = engine.store.index if isinstance(engine.store, EmbeddedStore) else None
+    return IndexUpkeep(index, settings.backup_directory, swap.go_over)
 
 
 def _open_ports(
@@ -186,27 +191,6 @@ async def _stop_signal() -> None:
     await asked.wait()
 
 
-def _in_daemon_thread(load: Callable[[], SearchEngine]) -> asyncio.Future[SearchEngine]:
-    """Run `load` in a thread that does not keep the process alive."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[SearchEngine] = loop.create_future()
-
-    def deliver(setter: Callable[[Any], None], value: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(lambda: None if future.done() else setter(value))
-
-    def run() -> None:
-        try:
-            engine = load()
-        except BaseException as error:
-            deliver(future.set_exception, error)
-        else:
-            deliver(future.set_result, engine)
-
-    threading.Thread(target=run, name="loading", daemon=True).start()
-    return future
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the settings and serve."""
     settings, print_only = read_arguments(argv)
@@ -218,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # when it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with unit_loader(settings) as loader:
-        serve(settings, loader.load)
+        serve(settings, loader)
     return console.EXIT_OK
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from data.errors import SnapshotError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from dual_encoder.runtime import Runtime
@@ -36,7 +38,6 @@ class UnitLoader:
         """
         from dual_encoder.runtime import Runtime
         from serving.embedded_store import EmbeddedStore
-        from serving.index_bundle import bundle_of
 
         settings = self._settings
         store: VectorStore
@@ -46,7 +47,7 @@ class UnitLoader:
             runtime = Runtime.load(settings.bundle or "default")
             store = MilvusStore.open(settings.store, runtime.fingerprint, writable=settings.writable)
         else:
-            runtime = Runtime.load(settings.bundle or bundle_of(settings.index))
+            runtime = Runtime.load(settings.bundle) if settings.bundle else self.runtime(settings.index)
             store = EmbeddedStore.open(
                 settings.index,
                 runtime.fingerprint,
@@ -55,6 +56,33 @@ class UnitLoader:
                 compact_after=settings.compact_after,
             )
         return self._engine(runtime, store)
+
+    def load_next(self, former: SearchEngine) -> SearchEngine:
+        """The unit that is live in the index of `former` now, with the bundle in it; it writes in the place of that.
+
+        Both are in memory until `former` is closed.
+        """
+        from serving.embedded_store import EmbeddedStore
+
+        assert isinstance(former.store, EmbeddedStore)
+        index = former.store.index
+        runtime = self.runtime(index)
+        store = EmbeddedStore.open(index, runtime.fingerprint, writable=False)
+        try:
+            engine = self._engine(runtime, store)
+            if former.store.writable:
+                store.take_over(former.store)
+        except BaseException:
+            store.close()
+            raise
+        return engine
+
+    def runtime(self, index: Path) -> Runtime:
+        """The model that is live in `index`, from the bundle in it."""
+        from dual_encoder.runtime import Runtime
+        from serving.index_bundle import bundle_of
+
+        return Runtime.load(bundle_of(index))
 
     def _engine(self, runtime: Runtime, store: VectorStore) -> SearchEngine:
         from serving.query_encoder import IMAGE_BATCH, TEXT_BATCH

@@ -65,6 +65,19 @@ class ColourRuntime:
         self.embed_texts(["warm"])
 
 
+class TurnedRuntime(ColourRuntime):
+    """Another model: the same meanings in other dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__("70a5ed", "turned")
+
+    def embed_texts(self, texts: Sequence[str], shown: str | None = None) -> np.ndarray:
+        return np.roll(super().embed_texts(texts), 3, axis=1)
+
+    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        return np.roll(super().embed_pixels(pixels), 3, axis=1)
+
+
 def _unit(array: np.ndarray) -> np.ndarray:
     return (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float32)
 

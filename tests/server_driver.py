@@ -1,25 +1,30 @@
 """A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS [WORD …] [FLAG …]`.
 
 With the word `hold`, loading waits for a line on standard input; `page`, or `page=HOST:PORT`, serves the page too, and
-`writable` accepts changes; `calibrated` tells probabilities. Flags are those of serving.server.
+`writable` accepts changes; `calibrated` tells probabilities; `isolated` decodes images in other processes. Flags are
+those of serving.server.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from fakes import ColourRuntime
+from fakes import ColourRuntime, TurnedRuntime
 
 from data import console
+from data.errors import BundleError
 from dual_encoder.calibration import Calibration
-from serving.embedded_store import EmbeddedStore
 from serving.index_upkeep import IndexUpkeep
+from serving.isolated_decoding import IsolatedDecoder
 from serving.search_engine import SearchEngine
 from serving.server import serve
-from serving.server_settings import read_arguments
+from serving.server_settings import ServerSettings, read_arguments
+from serving.snapshot import SNAPSHOTS, current_name, read_manifest
+from serving.unit_loader import UnitLoader
 
 
 class SteeredRuntime(ColourRuntime):
@@ -34,27 +39,52 @@ class SteeredRuntime(ColourRuntime):
         return super().embed_texts(texts)
 
 
+class SteeredTurnedRuntime(TurnedRuntime, SteeredRuntime):
+    """Another model, steered in the same way."""
+
+
+class ColourLoader(UnitLoader):
+    """Knows two models by their fingerprints, without bundles."""
+
+    def __init__(self, index: Path, settings: ServerSettings, words: set[str], decoder: IsolatedDecoder | None) -> None:
+        super().__init__(dataclasses.replace(settings, index=index), decoder)
+        self._words = words
+
+    def load(self) -> SearchEngine:
+        """The first unit, when loading need not wait any more."""
+        if "hold" in self._words:
+            sys.stdin.readline()
+        return super().load()
+
+    def runtime(self, index: Path) -> ColourRuntime:
+        """The model of the live snapshot; one that is not known cannot be loaded."""
+        name = current_name(index)
+        fingerprint = read_manifest(index / SNAPSHOTS / name)[0].model_fingerprint
+        for model in (SteeredRuntime, SteeredTurnedRuntime):
+            if (runtime := model()).fingerprint == fingerprint:
+                if "calibrated" in self._words:
+                    runtime.calibration = Calibration(-3.0, 12.0, 2.0, 0.1, 10, 1_000, 100)
+                return runtime
+        raise BundleError("a known model", fingerprint, "use another one")
+
+
 def main(argv: list[str] | None = None) -> int:
     index, address, *flags = sys.argv[1:]
-    hold = "hold" in flags
     page = [word.partition("=")[2] or "127.0.0.1:0" for word in flags if word.startswith("page")]
-    calibrated = "calibrated" in flags
+    words = {word for word in flags if word in ("hold", "calibrated", "isolated")}
     flags = [
-        ("--writable" if word == "writable" else word) for word in flags if word[:4] not in ("hold", "page", "cali")
+        "--writable" if word == "writable" else word
+        for word in flags
+        if word not in words and not word.startswith("page")
     ]
     flags += ["--address", address, "--grace", "5", *(["--http-address", page[0]] if page else [])]
     settings, _ = read_arguments(flags)
     IndexUpkeep.build_command = (sys.executable, str(Path(__file__).with_name("build_command.py")))
 
-    def load() -> SearchEngine:
-        if hold:
-            sys.stdin.readline()
-        runtime = SteeredRuntime()
-        runtime.calibration = Calibration(-3.0, 12.0, 2.0, 0.1, 10, 1_000, 100) if calibrated else None
-        store = EmbeddedStore.open(Path(index), runtime.fingerprint, writable=settings.writable)
-        return SearchEngine(runtime, store)
-
-    serve(settings, load)
+    decoder = IsolatedDecoder() if "isolated" in words else None
+    serve(settings, ColourLoader(Path(index), settings, words, decoder))
+    if decoder is not None:
+        decoder.close()
     return 0
 
 

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from fakes import ColourRuntime, ListSource, colour_pair, picture
+from fakes import ColourRuntime, ListSource, TurnedRuntime, colour_pair, picture
 
 import serving.publish
 from data.errors import SourceError
@@ -17,17 +17,6 @@ from serving.publish import roll_back
 from serving.reembedding import Reembedding
 from serving.uploaded_images import image_path, keep_image
 from serving.vector_store import Delete, StoreReadOnly, Upsert
-
-
-class TurnedRuntime(ColourRuntime):
-    """Another model: the same meanings in other dimensions."""
-
-    def __init__(self) -> None:
-        super().__init__("70a5ed", "turned")
-
-    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return np.roll(super().embed_pixels(pixels), 3, axis=1)
-
 
 OLD, NEW = ColourRuntime(), TurnedRuntime()
 SOURCE = ListSource([colour_pair(number) for number in range(10)], "colours:10")
