@@ -59,6 +59,8 @@ class ColourLoader(UnitLoader):
     def runtime(self, index: Path) -> ColourRuntime:
         """The model of the live snapshot; one that is not known cannot be loaded."""
         name = current_name(index)
+        if name is None:
+            return SteeredRuntime()
         fingerprint = read_manifest(index / SNAPSHOTS / name)[0].model_fingerprint
         for model in (SteeredRuntime, SteeredTurnedRuntime):
             if (runtime := model()).fingerprint == fingerprint:
