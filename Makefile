@@ -1,7 +1,7 @@
 # The same commands for a person, a hook and CI. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow test-parity lint format proto proto-publish peers bench clean
+.PHONY: help setup setup-dev demo screenshots test test-slow test-parity lint format proto proto-publish peers bench clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -72,6 +72,9 @@ proto: setup-dev  ## generate the stubs under protos/
 
 proto-publish: setup-dev  ## what clients may rely on from now on: `make lint` refuses changes that would break them
 	@$(BIN)/buf build --exclude-source-info -o protos/published.binpb
+
+screenshots: setup-dev  ## take the pictures of the page in the documents, after `make demo`, by Chromium
+	@$(BIN)/python -m tools.screenshots
 
 peers: build/peers/.installed  ## install what benchmarks compare with into build/peers (PyTorch: several GB)
 

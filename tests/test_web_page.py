@@ -8,7 +8,7 @@ import re
 from urllib.parse import quote
 
 import pytest
-from browser import chromium, prefer, resize, until, violations
+from browser import chromium, violations
 from fakes import COLOURS, ColourRuntime, picture
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -18,6 +18,7 @@ from server_process import running
 from data.pairs import ImageFile, ImageTextPair
 from serving.client import SearchClient
 from serving.index_job import build_index
+from tools.chromium import prefer, resize, until
 
 COUNT = 320
 SHAPES = ((48, 32), (32, 48), (32, 32), (96, 32))

@@ -57,7 +57,10 @@ export class Detail {
           el("button", { type: "button", click: () => this.#act.more(hit) }, icon(ICONS.plus), "More like this"),
           el("button", { type: "button", click: () => this.#act.less(hit) }, icon(ICONS.minus), "Less like this")),
         facts(hit)));
-    if (!this.#dialog.open) this.#dialog.showModal();
+    if (!this.#dialog.open) {
+      this.#dialog.showModal();
+      this.#dialog.focus(); // not a button of it, which would look pressed
+    }
     this.#dialog.scrollTop = 0;
   }
 

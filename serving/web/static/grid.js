@@ -46,7 +46,8 @@ export class Grid {
     this.#current = 0;
     for (const place of [...this.#shown.keys()]) this.#release(place);
     this.#layOut();
-    this.render();
+    this.render(0);
+    requestAnimationFrame(() => setTimeout(() => this.render())); // once these are painted
   }
 
   /** Add hits at the end. */
@@ -69,22 +70,38 @@ export class Grid {
     this.#shown.get(this.#current)?.link.focus({ preventScroll: true });
   }
 
-  /** Make elements for what is near the screen, and take those of the rest for it. */
-  render() {
+  /** Make elements for what is on the screen and `ahead` screens around it, and take those of the rest for it. */
+  render(ahead = AHEAD) {
     const offset = this.#list.getBoundingClientRect().top;
-    const from = -offset - AHEAD * innerHeight;
-    const to = -offset + (1 + AHEAD) * innerHeight;
-    const first = this.#rowAt(from);
-    const wanted = new Set();
-    for (let row = first; row < this.#rows.length && this.#boxes[this.#rows[row]].top < to; row++) {
+    const from = -offset - ahead * innerHeight;
+    const to = -offset + (1 + ahead) * innerHeight;
+    const wanted = [];
+    for (let row = this.#rowAt(from); row < this.#rows.length && this.#boxes[this.#rows[row]].top < to; row++) {
       const end = this.#rows[row + 1] ?? this.#hits.length;
-      for (let place = this.#rows[row]; place < end; place++) wanted.add(place);
+      for (let place = this.#rows[row]; place < end; place++) wanted.push(place);
     }
-    for (const [place, tile] of this.#shown) {
-      if (!wanted.has(place) && !tile.item.contains(document.activeElement)) this.#release(place);
+    for (const place of [...this.#shown.keys()]) {
+      if (place >= wanted[0] && place <= wanted.at(-1)) continue;
+      if (this.#shown.get(place).item.contains(document.activeElement)) wanted.push(place);
+      else this.#release(place);
     }
-    for (const place of wanted) this.#fill(place);
-    if (this.#hits.length && to + innerHeight > this.#height) this.#act.end();
+    // Elements stand in the order of places, for those who read them one after the other.
+    let after = null;
+    const put = (item) => {
+      const next = after ? after.nextSibling : this.#list.firstChild;
+      if (next !== item) this.#list.insertBefore(item, next);
+      after = item;
+    };
+    let cut = false;
+    for (const place of wanted.sort((a, b) => a - b)) {
+      if (place === this.#cut?.after) {
+        put(this.#cutLine);
+        cut = true;
+      }
+      put(this.#fill(place).item);
+    }
+    if (!cut) this.#cutLine.remove();
+    if (this.#hits.length && to > this.#height) this.#act.end();
   }
 
   #resized() {
@@ -134,18 +151,11 @@ export class Grid {
     if (row.length) close(target);
     this.#height = top;
     this.#list.style.height = `${top}px`;
-    this.#drawCut();
-    for (const [place, tile] of this.#shown) this.#place(tile, this.#boxes[place]);
-  }
-
-  #drawCut() {
-    if (this.#cutTop === null) {
-      this.#cutLine.remove();
-      return;
+    if (this.#cut && this.#cutTop !== null) {
+      this.#cutLine.firstChild.textContent = this.#cut.text;
+      this.#cutLine.style.transform = `translateY(${this.#cutTop}px)`;
     }
-    this.#cutLine.firstChild.textContent = this.#cut.text;
-    this.#cutLine.style.transform = `translateY(${this.#cutTop}px)`;
-    this.#list.append(this.#cutLine);
+    for (const [place, tile] of this.#shown) this.#place(tile, this.#boxes[place]);
   }
 
   /** The last row that begins above `top`, or the first. */
@@ -169,19 +179,10 @@ export class Grid {
       tile.place = place;
       this.#describe(tile, hit);
       this.#place(tile, this.#boxes[place]);
-      this.#insert(tile);
     }
     const now = place === this.#current;
     for (const control of [tile.link, tile.more, tile.less]) control.tabIndex = now ? 0 : -1;
-  }
-
-  /** Elements stand in the order of places, for those who read them one after the other. */
-  #insert(tile) {
-    let next = null;
-    for (const [place, other] of this.#shown) {
-      if (place > tile.place && other.item.isConnected && (!next || place < next.place)) next = other;
-    }
-    this.#list.insertBefore(tile.item, next?.item ?? null);
+    return tile;
   }
 
   #make() {

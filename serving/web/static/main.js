@@ -63,13 +63,12 @@ async function run() {
   try {
     const answer = await search({ ...now.request, pageSize: PAGE }, now.images, mine.signal);
     if (mine.signal.aborted) return;
-    performance.mark("answer");
     tell(null);
     asked = now;
     next = answer.nextPageToken;
     scrollTo(0, 0);
     grid.show(answer.hits, cutOf(answer));
-    performance.measure("shown", "answer");
+    requestAnimationFrame(() => setTimeout(markPainted));
     attributes.fromHits(answer.hits);
     if (!$("filters").hidden) refreshFilters();
     $("welcome").hidden = true;
@@ -78,6 +77,12 @@ async function run() {
   } catch (error) {
     if (error.name !== "AbortError" && mine === searching) refused(error, run);
   }
+}
+
+/** Note when results were on the screen, for who measures it. */
+function markPainted() {
+  performance.clearMarks("painted");
+  performance.mark("painted");
 }
 
 async function nextPage() {
