@@ -31,7 +31,9 @@ TOOLS = (
     "benchmarks.embedding_job",
     "benchmarks.training_quality",
     "benchmarks.training_speed",
+    "benchmarks.web",
     "tools.demo",
+    "tools.screenshots",
 )
 HEAVY = re.compile(r"\|\s*(tensorflow|keras|faiss|onnxruntime|ray|pymilvus|pyarrow|torch)(\.|\s|$)", re.MULTILINE)
 
