@@ -14,7 +14,9 @@ from serving.callers import PermissionDenied, Unauthenticated, UnknownMethod
 from serving.catalog import ImageNotFound
 from serving.error_details import MalformedRequest, NotReady, Reason, ResponseTooLarge, status_of
 from serving.image_changes import ReadOnly, StoreFailed
+from serving.index_upkeep import NotOffered
 from serving.method_policies import Scope
+from serving.operations import OperationCancelled, OperationFailed, OperationNotFound, OperationRunning
 from serving.overload import Overloaded
 from serving.page_tokens import PageTokenExpired
 from serving.queries import ImageRefused
@@ -32,6 +34,11 @@ EXAMPLES = {
     Reason.PERMISSION_DENIED: PermissionDenied(Scope.VECTORS),
     Reason.METHOD_NOT_FOUND: UnknownMethod(),
     Reason.READ_ONLY: ReadOnly(),
+    Reason.NOT_OFFERED: NotOffered("there is no directory for backups"),
+    Reason.OPERATION_RUNNING: OperationRunning("operations/7"),
+    Reason.OPERATION_NOT_FOUND: OperationNotFound("operations/7"),
+    Reason.OPERATION_FAILED: OperationFailed("expected a data set", refused=True),
+    Reason.OPERATION_CANCELLED: OperationCancelled("it was told to stop"),
     Reason.RATE_LIMITED: LimitExceeded("10 a second are allowed", 0.25),
     Reason.OVERLOADED: Overloaded("1,024 before this one", 0.25),
     Reason.RESPONSE_TOO_LARGE: ResponseTooLarge(),

@@ -4,8 +4,10 @@ stream in."""
 from __future__ import annotations
 
 import itertools
+import shutil
 import signal
 import threading
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -26,15 +28,23 @@ RUNTIME = ColourRuntime()
 TEXT = query_pb2.AttributeValue(string_value="red")
 
 
-@pytest.fixture
-def index(tmp_path):
-    build_index(RUNTIME, ListSource(), tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("images")
+    build_index(RUNTIME, ListSource(), out)
+    return out
 
 
 @pytest.fixture
-def server(index):
-    with running(index, "writable") as (_, address), SearchClient(address) as client:
+def index(built, tmp_path):
+    return Path(shutil.copytree(built, tmp_path / "index"))
+
+
+@pytest.fixture(scope="module")
+def server(built, tmp_path_factory):
+    """One for all tests that ask it; each has ids of its own."""
+    index = Path(shutil.copytree(built, tmp_path_factory.mktemp("served") / "index"))
+    with running(index, "writable", "isolated") as (_, address), SearchClient(address) as client:
         client.wait_until_ready(30)
         yield client, address
 
@@ -110,7 +120,7 @@ def test_a_vector_is_taken_in_every_form(images):
 
 
 def test_a_repeated_request_changes_nothing_and_another_with_its_id_is_refused(images):
-    request = upsert("new", request_id="r1")
+    request = upsert("again", request_id="r1")
     first = images.UpsertImage(request)
     assert images.UpsertImage(request) == first
     code, details = refused(images.UpsertImage, upsert("other", request_id="r1"))
@@ -119,16 +129,16 @@ def test_a_repeated_request_changes_nothing_and_another_with_its_id_is_refused(i
 
 
 def test_a_change_of_what_has_changed_meanwhile_is_refused_with_the_version(images):
-    version = images.UpsertImage(upsert("new")).version
+    version = images.UpsertImage(upsert("changed")).version
     for call, request in (
-        (images.UpsertImage, upsert("new", if_version=0)),
-        (images.DeleteImage, pb.DeleteImageRequest(image_id="new", if_version=1)),
+        (images.UpsertImage, upsert("changed", if_version=0)),
+        (images.DeleteImage, pb.DeleteImageRequest(image_id="changed", if_version=1)),
     ):
         code, details = refused(call, request)
         assert code == grpc.StatusCode.ABORTED
         assert details["ErrorInfo"]["reason"] == "VERSION_CONFLICT"
         assert details["ErrorInfo"]["metadata"] == {"current_version": str(version)}
-        assert details["PreconditionFailure"]["violations"][0]["subject"] == "new"
+        assert details["PreconditionFailure"]["violations"][0]["subject"] == "changed"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +177,9 @@ def test_one_bad_image_does_not_end_a_stream(client, images):
     error = answers[3].error
     assert error.code == code_pb2.INVALID_ARGUMENT
     assert any(detail.Is(error_details_pb2.BadRequest.DESCRIPTOR) for detail in error.details)
-    assert len(client.search("red", k=1_000)) == 40 + 90
+    stored = images.BatchGetImages(pb.BatchGetImagesRequest(image_ids=[f"s{tag}" for tag in range(100)]))
+    assert len(stored.images) == 90
+    assert list(stored.missing_image_ids) == [f"s{tag}" for tag in range(3, 100, 10)]
 
 
 def test_a_server_that_was_not_told_to_accept_changes_refuses_them(index):
