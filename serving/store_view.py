@@ -120,15 +120,29 @@ class EmbeddedView:
 
     def page(self, after: str, limit: int, where: Filter | None = None) -> list[StoredImage]:
         """See `StoreView.page`."""
-        images = heapq.merge(self._base_after(after, limit), self._slots_after(after), key=lambda image: image.image_id)
-        chosen = (image for image in images if where is None or matches(where, image.image_id, image.attributes))
-        return list(itertools.islice(chosen, limit))
+        base, above = self._base_after(after, limit), self._slots_after(after)
+        if where is not None:
+            base = self._base_matching(after, limit, where)
+            above = (image for image in above if matches(where, image.image_id, image.attributes))
+        return list(itertools.islice(heapq.merge(base, above, key=lambda image: image.image_id), limit))
 
     def _base_after(self, after: str, limit: int) -> Iterator[StoredImage]:
         """The snapshot's images that are current, in the order of their ids; read in pieces."""
         while entries := self._base.catalog.after(after, max(limit, 100)):
             after = entries[-1].image_id
             yield from (e.stored() for e in entries if self._base_alive is None or self._base_alive[e.row])
+
+    def _base_matching(self, after: str, limit: int, where: Filter) -> Iterator[StoredImage]:
+        """At most `limit` of those that `where` matches: rows stand in the order of their ids, so none else is read."""
+        following = self._base.catalog.after(after, 1)
+        if not following:
+            return
+        first = following[0].row
+        mask = self._base.rows_matching(where)[first:]
+        if self._base_alive is not None:
+            mask &= self._base_alive[first:]
+        rows = first + np.flatnonzero(mask)[:limit]
+        yield from (entry.stored() for entry in self._base.catalog.by_rows(rows.tolist()))
 
     def _slots_after(self, after: str) -> Iterator[StoredImage]:
         """The current images above the snapshot, in the order of their ids."""
