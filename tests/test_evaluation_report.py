@@ -166,7 +166,7 @@ def test_the_page_can_be_used_without_seeing_it_and_in_the_dark(
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in shown.all("svg"))
     assert len(shown.all("caption")) == len(shown.all("table"))
     assert all(head["scope"] in ("col", "row") for head in shown.all("th"))
-    assert "prefers-color-scheme: dark" in text
+    assert "color-scheme: light dark" in text
     levels = [int(tag[1]) for tag, _ in shown.elements if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), "no level is skipped"
 
@@ -187,13 +187,15 @@ def contrast(one: str, other: str) -> float:
 def test_every_colour_of_text_and_lines_stands_out_in_both_schemes(
     colours: tuple[str, dict[str, Any], EmbeddedPairs],
 ) -> None:
-    schemes = re.findall(r"--page: (#\w+); --ink: (#\w+); --soft: (#\w+);.*?--panel: (#\w+);(.*?) }", colours[0], re.S)
-    assert len(schemes) == 2
-    for background, ink, soft, panel, series in schemes:
-        for colour in (ink, soft):
-            assert min(contrast(colour, background), contrast(colour, panel)) >= 4.5
-        for colour in re.findall(r"#\w+", series):
-            assert contrast(colour, background) >= 3
+    told = re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\);", colours[0])
+    schemes = [{name: both[scheme] for name, *both in told} for scheme in (0, 1)]
+    for scheme in schemes:
+        for colour in ("ink", "soft", "accent", "bad"):
+            for background in ("page", "panel", "raised"):
+                assert contrast(scheme[colour], scheme[background]) >= 4.5
+        for colour in ("s0", "s1", "s2"):
+            assert contrast(scheme[colour], scheme["page"]) >= 3
+        assert contrast(scheme["on-accent"], scheme["accent"]) >= 4.5
 
 
 def hostile_pairs() -> list[ImageTextPair]:

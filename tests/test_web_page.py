@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import time
 from urllib.parse import quote
 
 import pytest
@@ -18,6 +19,8 @@ from server_process import running
 from data.pairs import ImageFile, ImageTextPair
 from serving.client import SearchClient
 from serving.index_job import build_index
+from serving.method_policies import Scope
+from serving.token_file import create
 from tools.chromium import prefer, resize, until
 
 COUNT = 320
@@ -374,6 +377,22 @@ def test_searches_go_on_by_themselves_when_a_stopped_server_is_back(window, inde
     with running(index, f"page={served.removeprefix('http://')}") as (process, _):
         page.until(lambda: "yellow" in page.colours(), "results")
         assert not page.one("#notice").is_displayed()
+
+
+def test_where_tokens_are_asked_for_the_page_asks_too_and_shows_pictures_by_it(window, index, tmp_path):
+    tokens = tmp_path / "tokens.json"
+    token = create(tokens, "reader", frozenset({Scope.SEARCH}), time.time())
+    with running(index, "page", f"--access-tokens={tokens}") as (process, _):
+        page = Page(window, process.stdout.readline().strip().removeprefix("page on "))
+        window.get(f"{page.address}/?q=blue")
+        page.until(lambda: page.all("#notice input"), "the question")
+        page.one("#notice input").send_keys("wrong", Keys.ENTER)
+        page.until(lambda: page.all("#notice input") and not page.one("#notice input").get_attribute("value"), "again")
+        page.one("#notice input").send_keys(token, Keys.ENTER)
+        page.until_first("blue")
+        page.until(lambda: page.all(".tile.loaded"), "thumbnails")
+        assert page.one(".tile img").get_attribute("src").startswith("blob:")
+        assert token not in page.js("return document.documentElement.outerHTML + location.href")
 
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
