@@ -267,7 +267,13 @@ def _run_snapshots(client: SearchClient, arguments: argparse.Namespace) -> None:
         print(json.dumps([asdict(one) for one in snapshots], indent=2, default=shown_moment))
         return
     rows = [
-        ("live" if one.live else "", one.name, one.image_count, shown_moment(one.create_time), printable(one.source))
+        (
+            "live" if one.live else "",
+            one.name,
+            one.image_count,
+            shown_moment(one.create_time, "seconds"),
+            printable(one.source),
+        )
         for one in snapshots
     ]
     console.print_table("Snapshots", ("", "name", "images", "built", "source"), rows)
@@ -300,7 +306,7 @@ def _run_operations(client: SearchClient, arguments: argparse.Namespace) -> None
         (
             one.name,
             one.method,
-            shown_moment(one.create_time),
+            shown_moment(one.create_time, "seconds"),
             ("failed" if one.error else "done") if one.done else "running",
             printable(str(one.error or one.result or one.progress)),
         )

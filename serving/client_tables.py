@@ -64,9 +64,9 @@ def as_json(value: Any) -> dict[str, Any]:
     return {**asdict(value), "attributes": attributes_to_json(value.attributes)}
 
 
-def shown_moment(moment: datetime) -> str:
-    """A time as tables and JSON show it."""
-    return moment.isoformat()
+def shown_moment(moment: datetime, precision: str = "auto") -> str:
+    """A time as JSON shows it, or a table with the precision "seconds"."""
+    return moment.isoformat(timespec=precision)
 
 
 def printable(text: str, limit: int = 120) -> str:

@@ -7,7 +7,8 @@ from data.pairs import AttributeValue
 from protos.imageretrieval.v1 import image_service_pb2, query_pb2
 from serving.image_changes import ImageUpsert
 from serving.image_lookup import KnownImage
-from serving.proto_values import ReadMask, attribute_message, attribute_of, vector_of
+from serving.proto_attributes import attribute_message, attribute_of
+from serving.proto_values import ReadMask, vector_of
 
 IMAGE_FIELDS = ("image_id", "captions", "attributes", "version", "digest", "vector")
 

@@ -13,7 +13,6 @@ from data.errors import QueryError
 from data.pairs import AttributeValue
 from protos.imageretrieval.v1 import index_service_pb2, query_pb2, search_service_pb2
 from serving.proto_attributes import attribute_message
-from serving.proto_attributes import attribute_of as attribute_of
 from serving.queries import (
     Composition,
     Example,
