@@ -24,6 +24,7 @@ def test_emoji_are_all_there_with_names(emoji: dict[str, ImageTextPair]) -> None
     assert apple.captions == ("red apple", "apple")
     assert apple.attributes["emoji"] == "🍎"
     assert apple.attributes["codepoints"] == "1F34E"
+    assert apple.attributes["emoji_version"] == 0.6
     assert "CC BY-SA 4.0" in str(apple.attributes["credit"])
     for pair in emoji.values():
         assert pair.captions

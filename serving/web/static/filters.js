@@ -3,6 +3,7 @@
 import { el, oneLine } from "./elements.js";
 
 const SHOWN = 12; // values of one attribute
+const FEW = 8; // values that may all differ
 const LONGEST = 60; // characters of a value to choose
 const MOST = 2_000; // hits whose attributes are looked at
 
@@ -14,11 +15,12 @@ export class Attributes {
   /** Take those of GetIndex. */
   fromIndex(summaries) {
     for (const { name, kind, frequentValues = [] } of summaries) {
-      this.#found.set(name, { name, kind, values: frequentValues, told: true });
+      const held = this.#found.get(name);
+      this.#found.set(name, { name, kind, values: frequentValues, told: true, seen: held?.seen ?? new Map(), images: held?.images ?? 0 });
     }
   }
 
-  /** Take what the attributes of hits tell, where the index tells nothing. */
+  /** Take what the attributes of hits tell: their values, where the index tells none, and whether these repeat. */
   fromHits(hits) {
     for (const hit of hits) {
       if (this.#images.has(hit.imageId) || this.#images.size >= MOST) continue;
@@ -26,12 +28,12 @@ export class Attributes {
       for (const [name, message] of Object.entries(hit.attributes ?? {})) {
         const [kind, value] = valueOf(message);
         const held = this.#found.get(name) ?? { name, kind, values: [], seen: new Map(), images: 0 };
-        if (held.told || held.kind !== kind) continue;
+        if (held.kind !== kind) continue;
         held.images += 1;
         for (const text of kind === "strings" ? value : kind === "string" ? [value] : []) {
           held.seen.set(text, (held.seen.get(text) ?? 0) + 1);
         }
-        held.values = [...held.seen].sort((a, b) => b[1] - a[1]).map(([text]) => text);
+        if (!held.told) held.values = [...held.seen].sort((a, b) => b[1] - a[1]).map(([text]) => text);
         this.#found.set(name, held);
       }
     }
@@ -39,10 +41,9 @@ export class Attributes {
 
   /** Those worth choosing by: not one value for all, and not another for each. */
   get useful() {
-    return [...this.#found.values()].filter(({ kind, values, told, images, seen }) => {
+    return [...this.#found.values()].filter(({ kind, values, images, seen }) => {
       if (kind !== "string" && kind !== "strings") return true;
-      const short = values.filter((value) => value.length <= LONGEST);
-      return told ? short.length > 1 : short.length > 1 && seen.size <= images / 2;
+      return values.filter((value) => value.length <= LONGEST).length > 1 && seen.size <= Math.max(FEW, images / 2);
     });
   }
 }
