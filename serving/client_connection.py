@@ -50,7 +50,9 @@ _REPEATABLE = {
 
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md. A server that tells when to come again (the trailer
 # grpc-retry-pushback-ms) is asked then; when half of the tokens are spent, because most calls fail, none is repeated.
+# A name with several addresses is several servers, which are asked in turn.
 SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [

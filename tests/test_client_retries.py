@@ -117,6 +117,17 @@ def test_an_upload_is_repeated_under_its_one_request_id_whatever_its_size(client
     assert first.request_id
 
 
+def test_several_addresses_are_asked_in_turn(client_class):
+    one, other = Unwell(), Unwell()
+    with one.serve() as first, other.serve() as second, client_class(f"ipv4:{first},{second}", timeout=30) as client:
+        for _ in range(2_000):
+            client.search("red")
+            if one.requests and other.requests:
+                break
+    assert one.requests
+    assert other.requests
+
+
 def test_what_would_have_an_effect_twice_is_not_repeated(client_class):
     unwell = Unwell(UNAVAILABLE)
     with (
