@@ -34,6 +34,8 @@ class LimitSettings:
 class LimitExceeded(Overloaded):
     """The caller asks for more than its share."""
 
+    told = "this caller asks for too much"
+
 
 @dataclass(slots=True)
 class Account:

@@ -61,7 +61,7 @@ def test_callers_do_not_share_what_they_may():
 def test_places_are_given_back_and_bulk_calls_have_fewer():
     limits = CallerLimits(LimitSettings(concurrent_calls=3, concurrent_bulk_calls=1))
     bulk = limits.enter("a", bulk=True)
-    with pytest.raises(LimitExceeded, match="much work"):
+    with pytest.raises(LimitExceeded, match="this caller asks for too much: 1 calls with much work"):
         limits.enter("a", bulk=True)
     one = limits.enter("a", bulk=False)
     limits.enter("a", bulk=False)
