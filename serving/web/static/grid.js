@@ -144,11 +144,11 @@ export class Grid {
       const height = (width - GAP * (row.length - 1)) / shapes;
       if (height <= target) close(height);
       if (this.#cut?.after === place + 1) {
-        if (row.length) close(target);
+        if (row.length) close(this.#lastHeight(target));
         draw();
       }
     });
-    if (row.length) close(target);
+    if (row.length) close(this.#lastHeight(target));
     this.#height = top;
     this.#list.style.height = `${top}px`;
     if (this.#cut && this.#cutTop !== null) {
@@ -156,6 +156,11 @@ export class Grid {
       this.#cutLine.style.transform = `translateY(${this.#cutTop}px)`;
     }
     for (const [place, tile] of this.#shown) this.#place(tile, this.#boxes[place]);
+  }
+
+  /** The height of a row that is not full: that of the one above. */
+  #lastHeight(target) {
+    return this.#boxes.length ? this.#boxes.at(-1).height : target;
   }
 
   /** The last row that begins above `top`, or the first. */

@@ -25,7 +25,8 @@ let searching = null; // the AbortController of what is under way
 let paging = false;
 let typing = 0;
 let waiting = 0;
-let index = null;
+let sure = ""; // what the model says of the first ten results
+let byKeyboard = false; // whether the focus goes to the results that come
 
 const grid = new Grid($("grid"), {
   open: (place) => open(grid.hits[place]),
@@ -72,8 +73,12 @@ async function run() {
     attributes.fromHits(answer.hits);
     if (!$("filters").hidden) refreshFilters();
     $("welcome").hidden = true;
-    say(resultCount(answer));
+    sure = answer.matchProbability === undefined ? "" : ` · ${percent(answer.matchProbability)} sure that it is among the first ten`;
+    say(resultCount());
     busy(false);
+    if (byKeyboard && answer.hits.length) grid.focus(0);
+    byKeyboard = false;
+    if (detail.id !== null) showOpen(detail.id); // which was opened by its address, before its neighbours were known
   } catch (error) {
     if (error.name !== "AbortError" && mine === searching) refused(error, run);
   }
@@ -96,7 +101,7 @@ async function nextPage() {
     next = answer.nextPageToken;
     attributes.fromHits(answer.hits);
     grid.add(answer.hits);
-    say(`${count(grid.hits.length)}${next ? " and more" : ""} pictures`);
+    say(resultCount());
   } catch (error) {
     if (error.name === "AbortError" || mine !== searching) return;
     next = "";
@@ -116,11 +121,7 @@ function cutOf({ hits, matchProbability }) {
   return after > 0 ? { after, text: "Less certain from here on" } : null;
 }
 
-function resultCount({ hits, nextPageToken, matchProbability }) {
-  if (!hits.length) return "Nothing found";
-  const sure = matchProbability === undefined ? "" : ` · ${percent(matchProbability)} sure that it is among the first ten`;
-  return `${count(hits.length)}${nextPageToken ? " and more" : ""} pictures${sure}`;
-}
+const resultCount = () => (grid.hits.length ? `${count(grid.hits.length)}${next ? " and more" : ""} pictures${sure}` : "Nothing found");
 
 // ---- telling
 
@@ -189,7 +190,6 @@ function askForToken() {
 const button = (label, click) => el("button", { type: "button", click }, label);
 
 function showIndex(found) {
-  index = found;
   attributes.fromIndex(found.attributes ?? []);
   $("about").replaceChildren(
     `${count(found.imageCount)} pictures · model ${oneLine(found.modelName, 60)} `,
@@ -234,9 +234,9 @@ function addLike(hit, weight) {
   const place = query.parts.findIndex((part) => part.id === hit.imageId);
   if (place >= 0) query.parts[place].weight = weight;
   else query.parts.push({ id: hit.imageId, weight, caption: hit.captions?.[0] });
+  byKeyboard = document.activeElement.matches("#grid :focus-visible, dialog:focus, dialog :focus-visible");
   detail.close();
   changed();
-  $("text").focus({ preventScroll: true });
 }
 
 async function useUpload(file) {
