@@ -12,7 +12,7 @@ import { listen, toUpload } from "./uploads.js";
 const PAGE = 60; // results fetched at once
 const TYPING = 120; // milliseconds without a key before a search
 const AGAIN = 2_000; // milliseconds before asking a server that did not answer
-const UNLIKELY = 0.15; // below this probability of a match, none is confident
+const UNLIKELY = 0.05; // below this probability of a match, none is confident
 const FAINT = 0.25; // a hit less probable than this share of the first is not confident
 
 const $ = (id) => document.getElementById(id);
@@ -26,6 +26,7 @@ let paging = false;
 let typing = 0;
 let waiting = 0;
 let sure = ""; // what the model says of the first ten results
+let revision = ""; // of the index that the footer tells of
 let byKeyboard = false; // whether the focus goes to the results that come
 
 const grid = new Grid($("grid"), {
@@ -73,9 +74,10 @@ async function run() {
     attributes.fromHits(answer.hits);
     if (!$("filters").hidden) refreshFilters();
     $("welcome").hidden = true;
-    sure = answer.matchProbability === undefined ? "" : ` · ${percent(answer.matchProbability)} sure that it is among the first ten`;
+    sure = answer.matchProbability === undefined ? "" : ` · ${percent(answer.matchProbability)} that the one you mean is among the first ten`;
     say(resultCount());
     busy(false);
+    if (answer.indexRevision !== revision) status().then(showIndex).catch(() => {});
     if (byKeyboard && answer.hits.length) grid.focus(0);
     byKeyboard = false;
     if (detail.id !== null) showOpen(detail.id); // which was opened by its address, before its neighbours were known
@@ -115,7 +117,7 @@ async function nextPage() {
 /** Where confident matches end, where the model says how sure it is. */
 function cutOf({ hits, matchProbability }) {
   if (matchProbability === undefined || !hits.length) return null;
-  if (matchProbability < UNLIKELY) return { after: 0, text: "Probably nothing here is what you mean" };
+  if (matchProbability < UNLIKELY) return { after: 0, text: "Perhaps nothing here is what you mean" };
   const least = FAINT * hits[0].probability;
   const after = hits.findIndex((hit) => !(hit.probability >= least));
   return after > 0 ? { after, text: "Less certain from here on" } : null;
@@ -190,6 +192,7 @@ function askForToken() {
 const button = (label, click) => el("button", { type: "button", click }, label);
 
 function showIndex(found) {
+  revision = found.revision;
   attributes.fromIndex(found.attributes ?? []);
   $("about").replaceChildren(
     `${count(found.imageCount)} pictures · model ${oneLine(found.modelName, 60)} `,
