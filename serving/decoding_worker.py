@@ -1,8 +1,9 @@
 """A process that decodes images which nobody trusts, with little to harm: no files, no network, no further process, an
 end to memory and to time. `isolated_decoding` starts it and knows what it answers.
 
-It reads from standard input, a socket: two lengths, preprocessing as JSON, the encoded image. It answers with a kind, a
-length, and pixels (S, S, 3) uint8, or why there are none as JSON.
+It reads from standard input, a socket: two lengths, what is wanted as JSON, the encoded image. Wanted is a
+preprocessing, or `{"thumbnail": [side, quality]}`. It answers with a kind, a length, and pixels (S, S, 3) uint8 or a
+WebP, or why there is none as JSON.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from PIL import Image
 
 from data.errors import ImageError
 from data.images import FORMATS, ImagePreprocessing, load_resized
+from data.thumbnails import thumbnail
 
 REQUEST, ANSWER = struct.Struct("<II"), struct.Struct("<BI")
-READY, PIXELS, REFUSED = 0, 1, 2
+READY, PIXELS, REFUSED, THUMBNAIL = 0, 1, 2, 3
 
 # Decoding an image of as many pixels as are allowed, with alpha, takes about 0.9 GB.
 MEMORY_BYTES = 2 << 30
@@ -82,8 +84,9 @@ def lower_privileges(parent: int) -> None:
 
 
 @lru_cache(maxsize=8)
-def _preprocessing(settings: bytes) -> ImagePreprocessing:
-    return ImagePreprocessing.from_config(json.loads(settings))
+def _wanted(settings: bytes) -> ImagePreprocessing | list[int]:
+    config = json.loads(settings)
+    return config["thumbnail"] if "thumbnail" in config else ImagePreprocessing.from_config(config)
 
 
 def _decoded(data: bytes, settings: bytes) -> tuple[int, bytes]:
@@ -92,7 +95,10 @@ def _decoded(data: bytes, settings: bytes) -> tuple[int, bytes]:
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_SECONDS, most))  # past it, the system ends the process
     try:
-        return PIXELS, load_resized(data, _preprocessing(settings)).tobytes()
+        wanted = _wanted(settings)
+        if isinstance(wanted, ImagePreprocessing):
+            return PIXELS, load_resized(data, wanted).tobytes()
+        return THUMBNAIL, thumbnail(data, *wanted)
     except ImageError as error:
         told = [error.reason, error.expected, error.received, error.next_step]
     except MemoryError:

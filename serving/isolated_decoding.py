@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.errors import ImageError, UserError
 from data.images import DEFAULT_LIMITS, ImagePreprocessing, normalise
-from serving.decoding_worker import ANSWER, PIXELS, REFUSED, REQUEST
+from serving.decoding_worker import ANSWER, PIXELS, REFUSED, REQUEST, THUMBNAIL
 from serving.work_pool import WorkPool
 
 # The slowest image within the limits takes about 3 s on a busy core.
@@ -60,6 +61,18 @@ class IsolatedDecoder:
             limit = f"at most {DEFAULT_LIMITS.max_bytes:,} bytes"
             raise ImageError("too_many_bytes", limit, f"{len(data):,} bytes", "send a smaller copy")
         return await self._threads.run(lambda: self._decoded(data, preprocessing), deadline)
+
+    async def thumbnail(self, data: bytes, side: int, quality: int, deadline: float | None = None) -> bytes:
+        """A WebP of at most `side` pixels a side, the same as `data.thumbnails.thumbnail` gives; raises as `pixels`."""
+
+        def made() -> bytes:
+            worker = self._idle.get()
+            try:
+                return worker.thumbnail(data, side, quality, self._seconds)
+            finally:
+                self._idle.put(worker)
+
+        return await self._threads.run(made, deadline)
 
     @property
     def process_ids(self) -> list[int]:
@@ -102,7 +115,21 @@ class _Worker:
 
     def decode(self, data: bytes, preprocessing: ImagePreprocessing, seconds: float) -> np.ndarray:
         """The resized image, (S, S, 3) uint8."""
-        settings = json.dumps(preprocessing.to_config()).encode()
+        kind, answer = self._asked(data, preprocessing.to_config(), seconds)
+        size = preprocessing.size
+        if kind == PIXELS and len(answer) == 3 * size * size:
+            return np.frombuffer(answer, np.uint8).reshape(size, size, 3)
+        raise self._refusal(kind, answer)
+
+    def thumbnail(self, data: bytes, side: int, quality: int, seconds: float) -> bytes:
+        """The image as a small WebP."""
+        kind, answer = self._asked(data, {"thumbnail": [side, quality]}, seconds)
+        if kind == THUMBNAIL and answer[:4] == b"RIFF" and answer[8:12] == b"WEBP":
+            return bytes(answer)
+        raise self._refusal(kind, answer)
+
+    def _asked(self, data: bytes, wanted: dict[str, Any], seconds: float) -> tuple[int, bytearray]:
+        settings = json.dumps(wanted).encode()
         if self._process.poll() is not None:  # while it did nothing, so that this image is not at fault
             self._replace("ended")
         try:
@@ -110,20 +137,20 @@ class _Worker:
             self._deadline = time.monotonic() + seconds
             self._send(REQUEST.pack(len(settings), len(data)) + settings)
             self._send(data)
-            kind, answer = self._receive()
+            return self._receive()
         except TimeoutError:
             self._replace("took too long")
             raise _refused("takes too long", "one that decodes in time") from None
         except (OSError, EOFError):
             self._replace("ended")
             raise _refused("ends its decoder", "one that decodes") from None
-        size = preprocessing.size
-        if kind == PIXELS and len(answer) == 3 * size * size:
-            return np.frombuffer(answer, np.uint8).reshape(size, size, 3)
+
+    def _refusal(self, kind: int, answer: bytearray) -> ImageError:
+        """What the worker says instead of an image."""
         if kind == REFUSED and (error := _told(answer)) is not None:
-            raise error
+            return error
         self._replace("said what no worker says")  # one that was taken over may say anything
-        raise _refused("confuses its decoder", "one that decodes")
+        return _refused("confuses its decoder", "one that decodes")
 
     def close(self) -> None:
         """End the process."""

@@ -28,11 +28,16 @@ if TYPE_CHECKING:
     from serving.call_guard import CallGuard
     from serving.hot_swap import HotSwap
     from serving.index_upkeep import IndexUpkeep
+    from serving.isolated_decoding import IsolatedDecoder
     from serving.search_engine import SearchEngine
 
 
 class Loader(Protocol):
     """Loads units: a model and its index; see `unit_loader.UnitLoader`. Called in a thread."""
+
+    @property
+    def decoder(self) -> IsolatedDecoder | None:
+        """What decodes images that nobody trusts, in processes of its own."""
 
     def load(self) -> SearchEngine:
         """The first."""
@@ -85,7 +90,7 @@ async def _serve_calls(settings: ServerSettings, loader: Loader, guard: CallGuar
     if settings.http.address:
         from serving.web.http_server import http_server
 
-        page_address = await page.enter_async_context(http_server(settings.http, guard, settings.grace))
+        page_address = await page.enter_async_context(http_server(settings.http, guard, settings.grace, loader.decoder))
         print(f"page on {page_address}", flush=True)
     loading = in_daemon_thread(loader.load)
     swap = HotSwap(guard.unit, loader.load_next)

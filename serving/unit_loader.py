@@ -28,7 +28,7 @@ class UnitLoader:
     """See `unit_loader`."""
 
     def __init__(self, settings: ServerSettings, decoder: IsolatedDecoder | None) -> None:
-        self._settings, self._decoder = settings, decoder
+        self._settings, self.decoder = settings, decoder
 
     def load(self) -> SearchEngine:
         """Open the index with the bundle in it, or with another copy of that, and run the model as queries will.
@@ -90,9 +90,9 @@ class UnitLoader:
 
         check_unit(runtime, store)
         runtime.warm_up(TEXT_BATCH, IMAGE_BATCH)
-        if self._decoder is not None:
-            self._decoder.check()
-        return SearchEngine(runtime, store, isolated(self._decoder, runtime) if self._decoder else None)
+        if self.decoder is not None:
+            self.decoder.check()
+        return SearchEngine(runtime, store, isolated(self.decoder, runtime) if self.decoder else None)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from fakes import picture
 
 from data.errors import ImageError
 from data.images import FORMATS, ImagePreprocessing, load_pixels
+from data.thumbnails import thumbnail
 from serving.isolated_decoding import IsolatedDecoder
 from serving.overload import Overloaded
 
@@ -51,6 +52,15 @@ def test_refusals_are_those_of_load_pixels(decoder, data):
     with pytest.raises(ImageError) as there:
         decoded(decoder, data)
     assert (there.value.reason, str(there.value)) == (here.value.reason, str(here.value))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_thumbnails_are_those_of_reports(decoder, name):
+    data = picture("orange", seed=3, size=(90, 50), format=name)
+    assert asyncio.run(decoder.thumbnail(data, 40, 75)) == thumbnail(data, 40, 75)
+    with pytest.raises(ImageError) as refused:
+        asyncio.run(decoder.thumbnail(b"no image", 40, 75))
+    assert refused.value.reason == "not_an_image"
 
 
 def test_a_worker_that_was_killed_is_replaced(decoder):

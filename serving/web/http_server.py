@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from data.durable import cache_directory
 from data.errors import UserError
 from serving.call_guard import CallGuard
+from serving.isolated_decoding import IsolatedDecoder
 from serving.web.gateway import Gateway
 from serving.web.http_settings import HttpSettings
 from serving.web.pictures import Pictures
@@ -25,13 +26,17 @@ MAX_CONNECTIONS = 1_024
 
 
 @contextlib.asynccontextmanager
-async def http_server(settings: HttpSettings, guard: CallGuard, grace: float) -> AsyncIterator[str]:
+async def http_server(
+    settings: HttpSettings, guard: CallGuard, grace: float, decoder: IsolatedDecoder | None = None
+) -> AsyncIterator[str]:
     """Serve until the end of the block, then let running calls have `grace` seconds; gives the page's address.
+
+    `decoder` makes thumbnails in processes of its own, where there is one.
 
     `UserError` when the address cannot be used.
     """
     listening = _listen(settings.address)
-    pictures = Pictures(ThumbnailCache(cache_directory("thumbnails"), settings.thumbnail_bytes))
+    pictures = Pictures(ThumbnailCache(cache_directory("thumbnails"), settings.thumbnail_bytes), decoder)
     config = uvicorn.Config(
         Gateway(guard, pictures, settings.origins, settings.hosts).app,
         http=_PatientProtocol,

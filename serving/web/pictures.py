@@ -6,6 +6,7 @@ not shown.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from data.images import upright_size
 from data.pairs import ImageFile
 from data.thumbnails import thumbnail
 from serving.image_files import image_at, read_image
+from serving.isolated_decoding import IsolatedDecoder
 from serving.single_flight import SingleFlight
 from serving.uploaded_images import image_path
 from serving.vector_store import StoredImage
@@ -26,6 +28,7 @@ SIDE = 480  # pixels of a thumbnail's longer side: enough for rows of 240 on a s
 QUALITY = 75
 _KEPT = 256  # thumbnails in memory, about 20 kB each
 _KNOWN_SIZES = 100_000
+_SCALED_AT_ONCE = 1  # so that images to search by find a free decoder
 
 # The first bytes of the formats that are decoded, and so shown; nothing else leaves the server.
 _MAGIC = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (b"GIF8", "image/gif"))
@@ -44,10 +47,14 @@ class Size:
 
 
 class Pictures:
-    """Reads and scales pictures in threads of its own. `index` is the directory of uploaded images, if there is one."""
+    """Reads pictures in threads of its own, and scales them by `decoder` or, without one, in these threads too.
 
-    def __init__(self, cache: ThumbnailCache) -> None:
-        self._cache = cache
+    `index` is the directory of uploaded images, if there is one.
+    """
+
+    def __init__(self, cache: ThumbnailCache, decoder: IsolatedDecoder | None = None) -> None:
+        self._cache, self._decoder = cache, decoder
+        self._turn = asyncio.Semaphore(_SCALED_AT_ONCE)
         self._workers = WorkPool("pictures")
         self._flights: SingleFlight[str, bytes] = SingleFlight(_KEPT)
         self._sizes: dict[str, Size | None] = {}
@@ -57,17 +64,24 @@ class Pictures:
         """A WebP of at most `SIDE` pixels a side; `PictureNotFound`."""
         name = thumbnail_name(image)
 
-        def make() -> bytes:
-            if data := self._cache.get(name):
+        async def make() -> bytes:
+            if data := await self._workers.run(lambda: self._cache.get(name), deadline):
                 return data
+            original = await self._workers.run(lambda: _read(image, index), deadline)
             try:
-                data = thumbnail(_read(image, index), SIDE, QUALITY)
+                small = await self._scaled(original, deadline)
             except ImageError as error:
                 raise PictureNotFound(str(error)) from None
-            self._cache.put(name, data)
-            return data
+            await self._workers.run(lambda: self._cache.put(name, small))
+            return small
 
-        return await self._flights.get(name, lambda: self._workers.run(make, deadline), deadline)
+        return await self._flights.get(name, make, deadline)
+
+    async def _scaled(self, original: bytes, deadline: float | None) -> bytes:
+        if self._decoder is None:
+            return await self._workers.run(lambda: thumbnail(original, SIDE, QUALITY), deadline)
+        async with self._turn:
+            return await self._decoder.thumbnail(original, SIDE, QUALITY, deadline)
 
     async def original(
         self, image: StoredImage, index: Path | None, deadline: float | None = None
