@@ -44,7 +44,7 @@ SHOTS = (
     Shot("page_detail", CAT, height=620, before=OPEN),
     Shot("page_phone", "/?q=a+juicy+apple", 390, 780, mobile=True),
 )
-SHOWN = "return document.querySelectorAll('.tile.loaded').length"
+SHOWN = "return document.querySelector('.tile') && !document.querySelector('.tile:not(.loaded)')"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             resize(window, shot.width, shot.height, shot.mobile, scale=1.5)
             prefer(window, shot.scheme)
             window.get(address + shot.address)
-            until(window, lambda: window.execute_script(SHOWN) > 10, "thumbnails")
+            until(window, lambda: window.execute_script(SHOWN), "thumbnails")
             if shot.before:
                 window.execute_script(shot.before)
                 until(window, lambda: window.find_element("id", "detail").is_displayed(), "the dialog")
