@@ -240,6 +240,7 @@ class Admission:
             )
             for observer in self._guard.observers:
                 observer(ended)
+        self.call = None  # each refers to the other: only a collection would free them, and the engine with them
         return refused
 
     def __enter__(self) -> Call:

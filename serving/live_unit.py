@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -79,4 +80,15 @@ class LiveUnit:
         self._retired.discard(engine)
         task = asyncio.ensure_future(asyncio.to_thread(engine.close))
         self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        task.add_done_callback(self._closed)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        # The last reference goes with the task; what it frees would stay with the allocator, a model each time.
+        asyncio.get_running_loop().call_later(1.0, give_back_memory)
+
+
+def give_back_memory() -> None:
+    """Let the system have what the C library keeps of freed memory, where that can be asked for."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.durable import digest_bytes
 from data.errors import ImageError, QueryError
-from data.images import load_pixels
+from data.images import ImagePreprocessing, load_pixels
 from serving.batcher import Batcher, QueueLimits
 from serving.overload import Overloaded
 from serving.queries import (
@@ -77,7 +77,7 @@ class QueryEncoder:
         decode: Decode | None = None,
     ) -> None:
         self._runtime, self._workers, self._vector_of = runtime, workers, vector_of
-        self._decode = decode or self._decode_here
+        self._decode = decode or _decoding_here(workers, runtime.preprocessing)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
         turn = asyncio.Lock()
         self.texts: Batcher[str, np.ndarray] = Batcher(
@@ -179,8 +179,14 @@ class QueryEncoder:
         except ImageError as error:
             raise ImageRefused(field, error) from error
 
-    async def _decode_here(self, data: bytes) -> np.ndarray:
-        return await self._workers.run(lambda: load_pixels(data, self._runtime.preprocessing))
+
+def _decoding_here(workers: WorkPool, preprocessing: ImagePreprocessing) -> Decode:
+    """What decodes on threads of this process."""
+
+    async def decode(data: bytes) -> np.ndarray:
+        return await workers.run(lambda: load_pixels(data, preprocessing))
+
+    return decode
 
 
 def _composed(parts: Sequence[EncodedQuery], weights: Sequence[float]) -> EncodedQuery:

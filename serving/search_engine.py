@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,7 +83,8 @@ class SearchEngine:
         self.runtime = runtime
         self.store = store
         self.workers = WorkPool("search")
-        self.encoder = QueryEncoder(runtime, self.workers, self._vector_of, decode)
+        # Nothing here refers back to the engine: it and the model are gone with their last user, without a collection.
+        self.encoder = QueryEncoder(runtime, self.workers, partial(_vector_of, store), decode)
         self._calibration: Calibration | None = runtime.calibration
         self._views = HeldViews(store)
         self.images = ImageLookup(store, self.workers)
@@ -125,10 +127,6 @@ class SearchEngine:
         self._views.close()
         self.store.close()
 
-    def _vector_of(self, image_id: str) -> np.ndarray:
-        with self.store.view() as view:
-            return view.vectors([image_id])[0]
-
     def _find(self, search: _Search, began: float, queued: float) -> SearchAnswer:
         started = time.perf_counter()
         token = search.token
@@ -142,6 +140,11 @@ class SearchEngine:
         ended = time.perf_counter()
         timings = Timings(queued - began, started - queued, searched - started, ended - searched, ended - began)
         return SearchAnswer(hits, revision, token_after, match_probability, timings)
+
+
+def _vector_of(store: VectorStore, image_id: str) -> np.ndarray:
+    with store.view() as view:
+        return view.vectors([image_id])[0]
 
 
 class _Search:

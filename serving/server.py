@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from serving.call_guard import CallGuard
     from serving.hot_swap import HotSwap
-    from serving.index_upkeep import IndexUpkeep
     from serving.isolated_decoding import IsolatedDecoder
     from serving.search_engine import SearchEngine
 
@@ -93,18 +92,17 @@ async def _serve_calls(settings: ServerSettings, loader: Loader, guard: CallGuar
         page_address = await page.enter_async_context(http_server(settings.http, guard, settings.grace, loader.decoder))
         print(f"page on {page_address}", flush=True)
     loading = in_daemon_thread(loader.load)
+    loaded = False
     swap = HotSwap(guard.unit, loader.load_next)
     watching = asyncio.ensure_future(swap.watch())
     try:
         either: set[asyncio.Future[Any]] = {loading, stopping}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            guard.engine = engine = loading.result()
-            guard.upkeep = _upkeep(settings, engine, swap)
+        loaded = loading.done()
+        if loaded:
+            _begin(guard, loading.result(), settings, swap)
+            del loading, either  # nothing here keeps a unit that another has replaced
             await _set_serving(health_service, True)
-            with engine.store.view() as view:
-                index = view.describe()
-            console.say(f"serving {index.image_count:,} images of {index.source} with model {index.model_name}")
             await stopping
         console.say("stopping; running calls are finished first")
     finally:
@@ -114,16 +112,20 @@ async def _serve_calls(settings: ServerSettings, loader: Loader, guard: CallGuar
             await guard.upkeep.close()  # before its callers are told to end, so that they learn how it ended
         await asyncio.gather(*(server.stop(settings.grace) for server, _ in servers), page.aclose())
         await guard.unit.close()
-    return swap.loading or not loading.done()
+    return swap.loading or not loaded
 
 
-def _upkeep(settings: ServerSettings, engine: SearchEngine, swap: HotSwap) -> IndexUpkeep:
-    """What operators ask of the index in this process."""
+def _begin(guard: CallGuard, engine: SearchEngine, settings: ServerSettings, swap: HotSwap) -> None:
+    """Let the first unit answer, and operators look after its index."""
     from serving.embedded_store import EmbeddedStore
     from serving.index_upkeep import IndexUpkeep
 
+    guard.engine = engine
     index = engine.store.index if isinstance(engine.store, EmbeddedStore) else None
-    return IndexUpkeep(index, settings.backup_directory, swap.go_over)
+    guard.upkeep = IndexUpkeep(index, settings.backup_directory, swap.go_over)
+    with engine.store.view() as view:
+        described = view.describe()
+    console.say(f"serving {described.image_count:,} images of {described.source} with model {described.model_name}")
 
 
 def _open_ports(

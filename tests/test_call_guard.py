@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -83,6 +85,19 @@ def test_a_scope_that_only_some_requests_need_is_asked_for_then(guard, monkeypat
     with pytest.raises(CallRefused) as refusal, guard.admit("SearchService.Search", PEER) as call:
         call.require(Scope.VECTORS)
     assert (refusal.value.status.code, reason(refusal)) == (code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED")
+
+
+def test_a_call_that_has_ended_is_freed_at_once(guard):
+    """It refers to an engine, which may have been replaced, and collections may be long in coming."""
+    gc.disable()
+    try:
+        with guard.admit("SearchService.Search", PEER) as call:
+            pass
+        ended = weakref.ref(call)
+        del call
+        assert ended() is None
+    finally:
+        gc.enable()
 
 
 def test_calls_wait_for_the_engine():

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import threading
 import time
+import weakref
 from contextlib import closing
 
 import grpc
@@ -26,9 +28,10 @@ from serving.index_job import build_index
 from serving.live_unit import LiveUnit
 from serving.operations import OperationFailed
 from serving.publish import roll_back
+from serving.queries import TextQuery
 from serving.reembedding import Reembedding
 from serving.search_engine import SearchEngine
-from serving.snapshot import SNAPSHOTS, read_manifest
+from serving.snapshot import SNAPSHOTS, current_name, read_manifest, snapshot_names
 from serving.vector_store import Delete, StoreSuperseded
 
 OLD, NEW = ColourRuntime(), TurnedRuntime()
@@ -39,6 +42,12 @@ SOURCE = ListSource([colour_pair(number) for number in range(24)], "colours:24")
 def index(tmp_path):
     build_index(OLD, SOURCE, tmp_path)
     return tmp_path
+
+
+def other_snapshot(index) -> str:
+    """The one that is kept and not live."""
+    (name,) = set(snapshot_names(index)) - {current_name(index)}
+    return name
 
 
 class Load:
@@ -162,7 +171,7 @@ def swap_back_and_forth(index, times: int) -> None:
                     model = NEW
                 else:
                     model = OLD if turn % 2 else NEW
-                    roll_back(index, embed=Reembedding(index, lambda model=model: model))
+                    roll_back(index, other_snapshot(index), Reembedding(index, lambda model=model: model))
                 while client.search("red", k=1).model_revision != model.fingerprint:
                     load.wait_for_answers(1)
                 load.wait_for_answers(20)
@@ -288,3 +297,34 @@ def test_changes_go_to_the_store_that_writes_now(index):
         assert former.apply([Delete("green-0001")]).sequence == 4
         with former.view() as view:
             assert view.get(["red-0000", "blue-0002", "green-0001"]) == [None] * 3
+
+
+def test_nothing_keeps_a_unit_that_was_replaced(index):
+    async def main():
+        unit, kept = LiveUnit(), []
+
+        def load_next(former):
+            engine = engine_of(index, NEW if former.runtime is OLD else OLD, writable=False)
+            engine.store.take_over(former.store)
+            return engine
+
+        swap = HotSwap(unit, load_next)
+        unit.replace(engine_of(index, OLD))
+        for turn in range(4):
+            kept.append(weakref.ref(unit.engine))
+            await unit.engine.search(TextQuery("red"))
+            if turn:
+                roll_back(index, other_snapshot(index))
+            else:
+                build_index(NEW, SOURCE, index)
+            await swap.go_over()
+        while unit._closing:
+            await asyncio.sleep(0.01)
+        assert [ref() for ref in kept] == [None] * 4
+        await unit.close()
+
+    gc.disable()  # a collection may be long in coming, and models are large
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
