@@ -56,7 +56,7 @@ class ImageNotFound(QueryError):
 class CatalogEntry(StoredImage):
     """One indexed image, where its vector stands and where it came from.
 
-    `digest` is the SHA-256 of its encoded bytes; `location` is the path of its file, or empty when it has none.
+    `digest` is the SHA-256 of its encoded bytes; `location` is where it can be read (see `image_files`), or empty.
     """
 
     row: int = 0

@@ -67,8 +67,8 @@ class Upsert:
     """Put an image in the place of what its id held.
 
     `vector` is the image's embedding, (D,) of unit length, which the store keeps as float16. `digest` is the SHA-256 of
-    the encoded image, empty for a vector alone; `location` the path of its file, or empty. With `if_version` the change
-    applies only when that is the current version, 0 standing for "not there".
+    the encoded image, empty for a vector alone; `location` where it can be read (see `image_files`), or empty. With
+    `if_version` the change applies only when that is the current version, 0 standing for "not there".
     """
 
     image_id: str

@@ -321,7 +321,8 @@ def test_tokens_scopes_and_limits_are_those_of_grpc(tmp_path, folder):
     build_index(ColourRuntime(), Folder(folder), tmp_path / "index")
     tokens = tmp_path / "tokens.json"
     token = create(tokens, "page", frozenset({Scope.SEARCH}), time.time())
-    flags = (f"--access-tokens={tokens}", "--limits-rate=0.01", "--limits-burst=50", "--http-hosts=known.example")
+    flags = (f"--access-tokens={tokens}", "--limits-rate=0.01", "--limits-burst=50", "--http-hosts=known.example",
+             "--http-origins=https://shop.example")  # fmt: skip
     with running(tmp_path / "index", "page", *flags) as (process, _):
         page = process.stdout.readline().strip().removeprefix("page on http://")
 
@@ -334,6 +335,9 @@ def test_tokens_scopes_and_limits_are_those_of_grpc(tmp_path, folder):
         answer = ask("/v1/status")
         assert refusal(answer)[:3] == (401, "UNAUTHENTICATED", "UNAUTHENTICATED")
         assert answer[1]["WWW-Authenticate"] == "Bearer"
+        shop = "https://shop.example"
+        assert ask("/v1/status", Origin=shop)[1]["Access-Control-Allow-Origin"] == shop
+        assert ask("/v1/status", Origin="https://else.example")[1]["Access-Control-Allow-Origin"] is None
         assert ask("/")[0] == 200  # the page itself, which asks for the token
         known = {"Authorization": f"Bearer {token}", "Host": "known.example"}
         while ask("/v1/status", **known)[0] == 503:
