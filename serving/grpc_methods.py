@@ -8,6 +8,7 @@ async generator that `Name(self, requests, call)` returns.
 from __future__ import annotations
 
 import contextlib
+import asyncio
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -156,7 +157,10 @@ def _certificate_names(auth_context: Any) -> tuple[str, ...]:
 
 async def _abort(context: grpc.aio.ServicerContext, status: status_pb2.Status) -> None:
     told = rpc_status.to_status(status)
-    await context.abort(told.code, told.details, (*told.trailing_metadata, *_pushback(status)))
+    try:
+        await context.abort(told.code, told.details, (*told.trailing_metadata, *_pushback(status)))
+    except grpc.aio.InternalError:  # the client has gone meanwhile, which gRPC would log as a failure of ours
+        raise asyncio.CancelledError from None
 
 
 def _pushback(status: status_pb2.Status) -> list[tuple[str, str]]:

@@ -114,7 +114,7 @@ class Clients:
                 if data is None:
                     version = await client.delete_image(image_id, request_id=request_id)
                 else:
-                    upload = Upload(image_id, data=data, captions=("new",), request_id=request_id)
+                    upload = Upload(image_id, data, captions=("new",), request_id=request_id)
                     version = (await client.upsert_image(upload)).version
             except ServiceError as error:
                 await self._forgiven("write", error)
