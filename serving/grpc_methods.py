@@ -7,8 +7,8 @@ async generator that `Name(self, requests, call)` returns.
 
 from __future__ import annotations
 
-import contextlib
 import asyncio
+import contextlib
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any

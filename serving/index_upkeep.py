@@ -53,7 +53,8 @@ class SnapshotDescription:
 class IndexUpkeep:
     """Looks after the index at `index`, None when what is served is in no directory.
 
-    `go_over` lets the server use what was published. Belongs to one event loop.
+    `go_over` lets the server use what was published; `bundle` is the served model's, where it is not that in the index.
+    Belongs to one event loop.
     """
 
     build_command: Sequence[str] = (*_PYTHON, "serving.build_index")  # what embeds a data set
@@ -63,9 +64,10 @@ class IndexUpkeep:
         index: Path | None,
         backups: Path | None = None,
         go_over: Callable[[], Awaitable[None]] | None = None,
+        bundle: str = "",
     ) -> None:
         self.operations = Operations()
-        self._index, self._backups, self._go_over = index, backups, go_over
+        self._index, self._backups, self._go_over, self._bundle = index, backups, go_over, bundle
 
     def snapshots(self) -> list[SnapshotDescription]:
         """The snapshots that are kept, newest first."""
@@ -87,7 +89,12 @@ class IndexUpkeep:
         if not 1 <= len(source) <= MAX_SOURCE_CHARACTERS or not source.isprintable():
             expected = f"the name of a data set, at most {MAX_SOURCE_CHARACTERS:,} characters"
             raise QueryError("source", expected, repr(source[:100]), "name it as in build_index --data")
-        command = [*self.build_command, f"--bundle={bundle_of(index)}", f"--data={source}", f"--out={index}"]
+        command = [
+            *self.build_command,
+            f"--bundle={self._bundle or bundle_of(index)}",
+            f"--data={source}",
+            f"--out={index}",
+        ]
         return self._publish("BuildIndex", command)
 
     def publish(self) -> Operation:

@@ -122,7 +122,7 @@ def _begin(guard: CallGuard, engine: SearchEngine, settings: ServerSettings, swa
 
     guard.engine = engine
     index = engine.store.index if isinstance(engine.store, EmbeddedStore) else None
-    guard.upkeep = IndexUpkeep(index, settings.backup_directory, swap.go_over)
+    guard.upkeep = IndexUpkeep(index, settings.backup_directory, swap.go_over, settings.bundle)
     with engine.store.view() as view:
         described = view.describe()
     console.say(f"serving {described.image_count:,} images of {described.source} with model {described.model_name}")

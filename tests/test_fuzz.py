@@ -88,7 +88,8 @@ async def bombard(address: str, method, count: int) -> Counter:
 
         async def one(data: bytes) -> None:
             code, reason = await answer(channel, streams, method, data)
-            assert code in CODES, (code, reason, data)
+            # The index of the drawn model has no bundle in it, without which none is built.
+            assert code in CODES | ({"DATA_LOSS"} if method.name == "BuildIndex" else set()), (code, reason, data)
             assert code == "OK" or reason in set(Reason), (code, reason, data)
             ended[code, reason] += 1
 
