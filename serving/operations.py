@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 KEPT = 100
+AT_ONCE = 4
 STOP_SECONDS = 10.0  # for a job to clean up after SIGINT, before it is killed
 MAX_LINE = 64 * 1024
 MAX_OUTPUT = 1 << 20
@@ -105,11 +106,11 @@ class Operations:
         self._count = itertools.count(1)
 
     def start(self, method: str, job: Job) -> Operation:
-        """Begin a job; `OperationRunning` when it may not run beside another."""
-        if job.publishes:
-            for other in self._known.values():
-                if other.publishes and not other.done:
-                    raise OperationRunning(other.name)
+        """Begin a job; `OperationRunning` when one that publishes runs and so would this, or `AT_ONCE` run."""
+        running = [other for other in self._known.values() if not other.done]
+        before = [other for other in running if job.publishes and other.publishes]
+        if before or len(running) >= AT_ONCE:
+            raise OperationRunning((before or running)[0].name)
         operation = Operation(f"operations/{next(self._count)}", method, job.publishes, datetime.now(UTC))
         self._known[operation.name] = operation
         self._tasks[operation.name] = asyncio.get_running_loop().create_task(self._run(operation, job))

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from serving.operations import (
+    AT_ONCE,
     KEPT,
     Job,
     OperationCancelled,
@@ -144,6 +145,21 @@ def test_the_last_hundred_are_kept_and_none_that_runs_is_forgotten():
         names = [operation.name for operation in operations.newest_first()]
         assert len(names) == KEPT
         assert (names[0], names[-1]) == (f"operations/{KEPT + 4}", "operations/1")
+        await operations.close()
+
+    run(main())
+
+
+def test_no_more_run_at_once_than_a_machine_can_bear():
+    async def main():
+        operations = Operations()
+        begun = [operations.start("VerifyIndex", Job(WAITING)) for _ in range(AT_ONCE)]
+        with pytest.raises(OperationRunning) as refusal:
+            operations.start("VerifyIndex", Job(WAITING))
+        assert begun[0].name in str(refusal.value)
+        operations.cancel(begun[1].name)
+        await begun[1].wait(None)
+        operations.start("VerifyIndex", Job(WAITING))
         await operations.close()
 
     run(main())
