@@ -113,7 +113,8 @@ class Operations:
             raise OperationRunning((before or running)[0].name)
         operation = Operation(f"operations/{next(self._count)}", method, job.publishes, datetime.now(UTC))
         self._known[operation.name] = operation
-        self._tasks[operation.name] = asyncio.get_running_loop().create_task(self._run(operation, job))
+        task = self._tasks[operation.name] = asyncio.get_running_loop().create_task(self._run(operation, job))
+        task.add_done_callback(lambda _: self._end(operation))
         self._forget()
         return operation
 
@@ -152,10 +153,17 @@ class Operations:
             operation.error = OperationCancelled("it was told to stop")
         except Exception as error:
             operation.error = error
-        finally:
-            operation.end_time, operation.done = datetime.now(UTC), True
-            operation._ended.set()
-            del self._tasks[operation.name]
+        self._end(operation)
+
+    def _end(self, operation: Operation) -> None:
+        """Note that an operation has ended; one that was told to stop before it began has done nothing."""
+        if operation.done:
+            return
+        if operation.name in self._tasks and self._tasks[operation.name].cancelled():
+            operation.error = OperationCancelled("it was told to stop")
+        operation.end_time, operation.done = datetime.now(UTC), True
+        operation._ended.set()
+        del self._tasks[operation.name]
 
     def _forget(self) -> None:
         for name in [name for name, operation in self._known.items() if operation.done]:
