@@ -28,6 +28,7 @@ from data.images import (
     normalise,
     normalise_batch,
     resize,
+    upright_size,
 )
 from data.pairs import ImageBytes, ImageFile
 
@@ -502,3 +503,19 @@ def test_a_batch_is_normalised_as_its_images_are() -> None:
     found = normalise_batch(images, preprocessing)
     np.testing.assert_array_equal(found, [normalise(image, preprocessing) for image in images])
     assert normalise_batch([], preprocessing).shape == (0, 16, 16, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_a_header_is_that_of_the_decoded_image(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 24), "red").save(buffer, "JPEG", exif=exif)
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    assert upright_size(buffer.getvalue()) == upright_size(tmp_path / "a.jpg") == decode(buffer.getvalue()).size
+
+
+def test_what_has_no_size_is_refused(tmp_path):
+    for source in (b"", b"no image", tmp_path, tmp_path / "absent.png"):
+        with pytest.raises(ImageError):
+            upright_size(source)
