@@ -270,11 +270,25 @@ class AsyncSearchClient:
                 room.release()
                 yield stream.read(answer)
         except grpc.RpcError as error:
-            raise error_of_call(error, self.address) from None
+            raise error_of_call(await self._told(error, stream, timeout), self.address) from None
         finally:
             answers.cancel()
         if failures:
             raise failures[0]
+
+    async def _told(self, error: grpc.RpcError, stream: calls.Stream[T, R], timeout: float | None) -> grpc.RpcError:
+        """What the server said when it ended a stream.
+
+        grpc.aio, which still wrote to it, tells INTERNAL instead; a stream without an item is told the reason.
+        """
+        if error.code() is not grpc.StatusCode.INTERNAL or error.details() != "Internal error from Core":
+            return error
+        try:
+            async for _ in self._method(stream.method)(_nothing(), timeout=timeout, metadata=self._metadata()):
+                pass
+        except grpc.RpcError as told:
+            return told
+        return error
 
     def _metadata(self) -> grpc.aio.Metadata:
         return grpc.aio.Metadata(*self._connection.metadata)
@@ -282,6 +296,12 @@ class AsyncSearchClient:
     def _method(self, name: str) -> Any:
         service, _, method = name.partition(".")
         return getattr(self._stubs[service], method)
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    """No item."""
+    return
+    yield
 
 
 async def _iterator(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

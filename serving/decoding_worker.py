@@ -43,13 +43,14 @@ def main() -> None:
     connection = socket.socket(fileno=0)
     _load_decoders()
     lower_privileges(int(sys.argv[1]))
-    connection.sendall(ANSWER.pack(READY, 0))
-    while head := _read(connection, REQUEST.size):
-        settings_size, size = REQUEST.unpack(head)
-        settings, data = _read(connection, settings_size), _read(connection, size)
-        kind, answer = _decoded(bytes(data), bytes(settings))
-        connection.sendall(ANSWER.pack(kind, len(answer)))
-        connection.sendall(answer)
+    with contextlib.suppress(ConnectionError):  # the server has ended without a word
+        connection.sendall(ANSWER.pack(READY, 0))
+        while head := _read(connection, REQUEST.size):
+            settings_size, size = REQUEST.unpack(head)
+            settings, data = _read(connection, settings_size), _read(connection, size)
+            kind, answer = _decoded(bytes(data), bytes(settings))
+            connection.sendall(ANSWER.pack(kind, len(answer)))
+            connection.sendall(answer)
 
 
 def _load_decoders() -> None:

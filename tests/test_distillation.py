@@ -188,6 +188,7 @@ STUDENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if "pixels" in n else ()) for n in STUDENTS])
 def test_a_student_agrees_more_with_its_teacher_and_says_whose_it_is(
     name: str, data: str, teacher: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]

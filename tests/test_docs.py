@@ -185,7 +185,7 @@ def after_commands(document: str) -> Any:
     return pytest.param(document, marks=pytest.mark.slow) if document in AFTER_COMMANDS else document
 
 
-@pytest.mark.parametrize("document", map(after_commands, DOCUMENTS))
+@pytest.mark.parametrize("document", [after_commands(document) for document in DOCUMENTS])
 def test_every_python_example_runs(document: str, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(reader.directory)
     monkeypatch.setenv("SEARCH_CLIENT_ADDRESS", reader.addresses[DEMO_ADDRESS])

@@ -138,6 +138,7 @@ def test_an_export_is_compared_on_the_pairs_that_are_given(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_command_exports_once_and_keeps_what_is_there(bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "served" / "1"
     assert main(["--bundle", str(bundle.path), "--out", str(out)]) == 0

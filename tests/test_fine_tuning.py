@@ -230,6 +230,7 @@ ALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_with_everything_on_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path, precision: str) -> None:
     def stop(step: int) -> None:

@@ -110,6 +110,7 @@ def test_without_dropout_chunks_give_the_gradient_of_the_batch(objective, chunk_
     assert_same(cached(model, objective, batch, chunk_size), one_pass(model, objective, batch, ROWS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "trainable"),
     [(OBJECTIVES[1], False), (OBJECTIVES[3], False), (OBJECTIVES[1], True)],

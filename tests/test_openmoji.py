@@ -31,6 +31,7 @@ def test_emoji_are_all_there_with_names(emoji: dict[str, ImageTextPair]) -> None
         assert not any(character in caption for caption in pair.captions for character in "_:")
 
 
+@pytest.mark.slow
 def test_every_emoji_is_drawn_whole_in_colour(emoji: dict[str, ImageTextPair]) -> None:
     margins = {}
     flat = []

@@ -14,7 +14,7 @@ from PIL import Image
 from data.durable import digest_bytes
 from data.errors import SourceError
 from data.images import decode
-from data.pairs import ImageBytes, ImageFile, ImageTextPair
+from data.pairs import ImageBytes, ImageFile, ImageRange, ImageTextPair
 from data.prepare import REJECTED, PrepareSettings, main, prepare
 from data.shards import MANIFEST, ShardWriter, read_manifest, read_shard, write_manifest
 from data.sources import open_source
@@ -64,16 +64,16 @@ def test_every_pair_comes_back_as_it_was(data: Path, tmp_path: Path) -> None:
 def test_pairs_of_a_shard_hold_no_image_bytes(data: Path, tmp_path: Path) -> None:
     prepare(open_source(f"jsonl:{data}"), tmp_path / "out", PrepareSettings())
     pair = next(iter(open_source(str(tmp_path / "out"))))
-    assert isinstance(pair.image, ImageBytes)
-    path, offset, length = pair.image.load.args  # type: ignore[attr-defined]
-    assert path.read_bytes()[offset : offset + length] == pair.image.read() == (data / pair.image_id).read_bytes()
+    assert isinstance(pair.image, ImageRange)
+    path, offset, size = pair.image.path, pair.image.offset, pair.image.size
+    assert path.read_bytes()[offset : offset + size] == pair.image.read() == (data / pair.image_id).read_bytes()
 
 
 def test_splitting_prepared_pairs_reads_no_image(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(open_source(f"jsonl:{data}"), tmp_path / "out", PrepareSettings())
     pairs = list(open_source(str(tmp_path / "out")))
     assert [pair.digest for pair in pairs] == [digest_bytes(pair.image.read()) for pair in pairs]
-    monkeypatch.setattr(ImageBytes, "read", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr(ImageRange, "read", lambda *_: pytest.fail("an image was read"))
     splits = split_pairs(pairs)
     assert {pair.image_id: split for split in splits for pair in splits[split]} == {p.image_id: p.split for p in pairs}
 

@@ -47,6 +47,7 @@ def bundle(chain: Chain, tmp_path: Path) -> Path:
     return Path(shutil.copytree(chain.bundle, tmp_path / "model"))
 
 
+@pytest.mark.slow
 def test_int8_runs_from_then_on_and_the_fingerprint_stays(
     bundle: Path, chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +67,7 @@ def test_int8_runs_from_then_on_and_the_fingerprint_stays(
     assert open_bundle(bundle).engine_file("image_tower") == bundle / "image_tower.onnx"
 
 
+@pytest.mark.slow
 def test_what_does_not_pass_leaves_the_bundle_as_it_was(
     bundle: Path, chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,7 @@ def assert_same(figures: dict[str, float], tolerance: float) -> None:
     assert figures["moved"] > 0.1
 
 
+@pytest.mark.slow
 # Float32 sums in another order. Without dropout, which draws the same on every device.
 @pytest.mark.parametrize("case", QUICK)
 def test_two_replicas_train_as_one(found: dict[str, Any], case: str) -> None:
@@ -83,10 +84,12 @@ def test_a_run_goes_on_with_another_number_of_devices(more: dict[str, Any], repl
     assert more["resume"][replicas] < 1e-5
 
 
+@pytest.mark.slow
 def test_an_overflow_on_one_device_skips_the_step_on_all(found: dict[str, Any]) -> None:
     assert found["overflow"] == {"weight": [1.0, 0.25, 0.25], "scale": [2.0**15, 2.0**15, 2.0**14]}
 
 
+@pytest.mark.slow
 def test_a_batch_of_fewer_rows_than_devices_is_refused(found: dict[str, Any]) -> None:
     assert "at least one row for each of 2 devices" in found["too few rows"]
 

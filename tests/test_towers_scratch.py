@@ -38,6 +38,7 @@ def test_the_vocabulary_is_learned_from_the_captions():
     assert "bicycle" in tokenizer.tokenizer.get_vocab()
 
 
+@pytest.mark.slow
 def test_both_towers_learn():
     keras.utils.set_random_seed(0)
     pixels = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)

@@ -59,6 +59,7 @@ def test_onnx_runtime_gives_the_same_features(activation, tmp_path):
         np.testing.assert_allclose(session.run(None, {"pixels": pixels})[0], model(pixels, training=False), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns():
     keras.utils.set_random_seed(0)
     pixels = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)

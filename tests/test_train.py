@@ -149,6 +149,7 @@ def test_an_interrupted_call_goes_on_to_the_very_same_bundle(data: str, tmp_path
     assert resumed.fingerprint == straight.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "precision"), [(SMALL, "mixed_bfloat16"), (FROZEN, "mixed_float16")])
 def test_a_bundle_trained_in_mixed_precision_runs_in_float32_like_any_other(
     data: str, tmp_path: Path, recipe, precision: str

@@ -70,6 +70,7 @@ def test_another_picture_under_the_same_name_is_another_run() -> None:
     assert data_digest({"train": PAIRS}) != data_digest({"train": [other, *PAIRS[1:]]})
 
 
+@pytest.mark.slow
 def test_whole_towers_train_in_chunks_with_a_learned_bias(tmp_path: Path) -> None:
     wanted = recipe(RECIPE, objective=SigmoidLoss(), group_positives=True, chunk_size=2, epochs=3)
     run = TrainingRun(wanted, PAIRS, PAIRS)

@@ -29,7 +29,8 @@ class IndexServiceStub:
     """IndexService tells which images are searched, and with which model, and keeps the index in order.
 
     What changes or checks a whole index takes a while and is answered by an Operation at once; see OperationService. One
-    operation that publishes runs at a time: another fails with FAILED_PRECONDITION and the reason OPERATION_RUNNING.
+    operation that publishes runs at a time, and four in all: another fails with FAILED_PRECONDITION and the reason
+    OPERATION_RUNNING.
     Everything but GetIndex needs the scope "admin" where the server asks for tokens, and the admin address where it has one.
     """
 
@@ -80,7 +81,8 @@ class IndexServiceServicer:
     """IndexService tells which images are searched, and with which model, and keeps the index in order.
 
     What changes or checks a whole index takes a while and is answered by an Operation at once; see OperationService. One
-    operation that publishes runs at a time: another fails with FAILED_PRECONDITION and the reason OPERATION_RUNNING.
+    operation that publishes runs at a time, and four in all: another fails with FAILED_PRECONDITION and the reason
+    OPERATION_RUNNING.
     Everything but GetIndex needs the scope "admin" where the server asks for tokens, and the admin address where it has one.
     """
 
@@ -183,7 +185,8 @@ class IndexService:
     """IndexService tells which images are searched, and with which model, and keeps the index in order.
 
     What changes or checks a whole index takes a while and is answered by an Operation at once; see OperationService. One
-    operation that publishes runs at a time: another fails with FAILED_PRECONDITION and the reason OPERATION_RUNNING.
+    operation that publishes runs at a time, and four in all: another fails with FAILED_PRECONDITION and the reason
+    OPERATION_RUNNING.
     Everything but GetIndex needs the scope "admin" where the server asks for tokens, and the admin address where it has one.
     """
 
