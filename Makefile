@@ -36,7 +36,7 @@ setup-dev: $(VENV)/.installed-dev  ## also install what tests and lint need
 demo: setup  ## train, index, serve and query; IMAGES=DIR serves your own folder, DEMO=check only checks the answers
 	@$(BIN)/python -m tools.demo --mode $(DEMO) --address $(ADDRESS) $(if $(IMAGES),--images $(IMAGES))
 
-test: setup-dev  ## run the tests (about 13 minutes on two cores)
+test: setup-dev  ## run the tests (about 12 minutes on two cores)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
 
 test-slow: setup-dev  ## run the heavier checks
