@@ -9,6 +9,7 @@ from serving.call_guard import Call, CallGuard
 from serving.operations import Operation, OperationNotFound, Operations
 
 # What is left of a call's deadline to answer in, a share and at most so many seconds.
+_LONGEST_SECONDS = 86_400.0  # that a call waits
 _ANSWERING_SHARE, _ANSWERING_SECONDS = 0.1, 1.0
 
 
@@ -69,7 +70,9 @@ def operation_message(operation: Operation, guard: CallGuard) -> pb.Operation:
 
 def _seconds(request: pb.WaitOperationRequest, call: Call) -> float | None:
     """How long to wait: as asked, but so that the answer comes before the deadline."""
-    asked = max(0.0, request.timeout.ToTimedelta().total_seconds()) if request.HasField("timeout") else None
+    asked = None
+    if request.HasField("timeout"):  # any numbers at all may stand in a message
+        asked = min(max(0.0, request.timeout.seconds + request.timeout.nanos / 1e9), _LONGEST_SECONDS)
     if call.deadline is None:
         return asked
     remaining = call.deadline - asyncio.get_running_loop().time()
