@@ -40,7 +40,7 @@ test: setup-dev  ## run the tests (about 12 minutes on two cores)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
 
 test-slow: setup-dev  ## run the heavier checks
-	@$(BIN)/python -m pytest -m slow $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(TESTS)
 
 test-parity: build/parity/.installed  ## compute anew what imported models are compared with, by PyTorch (several GB)
 	@PYTHONPATH=.:tests build/parity/bin/python tools/make_parity_fixtures.py --check
