@@ -18,6 +18,8 @@ from selenium import webdriver
 
 from benchmarks.report import Report
 from data import console
+from data.errors import UserError
+from serving.snapshot import SNAPSHOTS, current_name, read_manifest
 from tools.chromium import chromium, resize, until
 from tools.screenshots import page
 
@@ -51,12 +53,21 @@ return Math.max(0, ...tiles.map((tile) => +tile.getAttribute("aria-posinset")));
 """
 
 
+def check_size(index: Path) -> None:
+    """`UserError` unless the index has as many images as are scrolled through."""
+    name = current_name(index)
+    images = read_manifest(index / SNAPSHOTS / name)[0].image_count if name else 0
+    if images < HITS:
+        raise UserError(f"an index of {HITS:,} images or more", f"{images:,} in {index}", "make demo, or name one")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.web", description=__doc__)
     parser.add_argument("--index", type=Path, default=Path("build/demo/index"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
+    check_size(options.index)
 
     report = Report("web")
     # With its garbage collected on demand, the heap is what is held.
