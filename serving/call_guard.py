@@ -275,8 +275,13 @@ async def as_they_come(
                 group.create_task(one(request))
         answers.put_nowait(None)
 
+    def ended(done: asyncio.Task[None]) -> None:
+        answers.put_nowait(None)  # a reader that fails ends it too
+        if not done.cancelled():
+            done.exception()  # where nobody takes answers any more, nobody else asks for it
+
     reading = asyncio.create_task(all_of_them())
-    reading.add_done_callback(lambda done: answers.put_nowait(None))  # a reader that fails ends it too
+    reading.add_done_callback(ended)
     try:
         while (response := await answers.get()) is not None:
             room.release()

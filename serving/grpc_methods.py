@@ -115,8 +115,11 @@ def _encode(response: Any) -> bytes:
 
 
 async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _checked(request)
+    try:
+        async for request in requests:
+            yield _checked(request)
+    except grpc.aio.BaseError as stopped:  # the server ended the call while its next request was waited for
+        raise asyncio.CancelledError from stopped
 
 
 def _checked(request: Any) -> Any:

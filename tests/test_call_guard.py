@@ -10,7 +10,7 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from data.errors import QueryError
-from serving.call_guard import CallGuard, CallRefused, as_they_come
+from serving.call_guard import CallGuard, CallRefused
 from serving.callers import Caller, Origin
 from serving.error_details import ResponseTooLarge
 from serving.grpc_methods import _encode
@@ -118,18 +118,3 @@ def test_an_answer_beyond_the_limit_of_a_message_is_refused_by_us(monkeypatch):
     assert len(_encode(status_pb2.Status(message="12345678"))) == 10
     with pytest.raises(ResponseTooLarge):
         _encode(status_pb2.Status(message="123456789"))
-
-
-def test_a_stream_that_breaks_says_why():
-    async def requests():
-        yield 1
-        raise ValueError("the third")
-
-    async def answer(request):
-        return request
-
-    async def read():
-        return [response async for response in as_they_come(requests(), answer)]
-
-    with pytest.raises(ValueError, match="the third"):
-        asyncio.run(read())

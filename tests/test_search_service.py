@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import io
 import signal
 
@@ -20,6 +21,7 @@ from protos.imageretrieval.v1 import index_service_pb2, index_service_pb2_grpc, 
 from protos.imageretrieval.v1 import search_service_pb2 as search_pb2
 from serving.call_guard import IN_FLIGHT, as_they_come
 from serving.client import SearchClient
+from serving.grpc_methods import _well_formed
 from serving.index_job import build_index
 from serving.page_tokens import PageToken
 
@@ -404,3 +406,42 @@ def test_a_reader_that_fails_ends_the_stream_with_its_error():
 
     with pytest.raises(ConnectionError):
         asyncio.run(take_all())
+
+
+def test_a_reader_that_fails_when_nobody_takes_answers_any_more_is_not_told_as_a_failure_of_the_server():
+    told = []
+
+    async def requests():
+        yield 1
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ConnectionError("gone") from None
+
+    async def answer(number):
+        return number
+
+    async def leave_after_one():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["message"]))
+        answers = as_they_come(requests(), answer)
+        assert await anext(answers) == 1
+        await answers.aclose()
+        del answers
+        for _ in range(10):  # the reader fails now
+            await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(leave_after_one())
+    assert not told
+
+
+def test_a_call_of_a_server_that_stops_while_a_request_is_waited_for_is_a_cancelled_one():
+    async def requests():
+        yield search_pb2.SearchRequest()
+        raise grpc.aio.UsageError("Server already stopped.")
+
+    async def read():
+        return [request async for request in _well_formed(requests())]
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(read())
