@@ -5,6 +5,7 @@ An engine maps a dictionary of named arrays to one array (B, D) float32.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -23,6 +24,7 @@ IMAGE_BATCH = 32
 TEXT_BATCH = 64
 SPIN_MICROSECONDS = 2_000
 _WINDOW = 32 * TEXT_BATCH  # texts that are tokenised together and sorted by their length
+_TOKENS_OF_A_RUN = 16  # what every run costs beyond its tokens, as tokens of a small batch
 
 Inputs = dict[str, np.ndarray]
 
@@ -130,11 +132,11 @@ def run_on_texts(
 
     Texts of one length run together, so that little is spent on padding, and while they do the next are tokenised.
     """
-    batches: Iterable[tuple[np.ndarray, Inputs]] = _text_batches(tokenizer, texts)
+    batches: Iterable[list[tuple[np.ndarray, Inputs]]] = _text_batches(tokenizer, texts)
     if shown:
         batches = progress(batches, f"{shown}, batches of {TEXT_BATCH}", -(-len(texts) // TEXT_BATCH))
     stacked: np.ndarray | None = None
-    for rows, inputs in batches:
+    for rows, inputs in itertools.chain.from_iterable(batches):
         found = engine.run(inputs)
         if stacked is None:
             stacked = np.empty((len(texts), *found.shape[1:]), found.dtype)
@@ -143,8 +145,10 @@ def run_on_texts(
     return stacked
 
 
-def _text_batches(tokenizer: CaptionTokenizer | None, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Inputs]]:
-    """Rows and inputs of at most `TEXT_BATCH` texts of about one length, padded to the longest of them."""
+def _text_batches(
+    tokenizer: CaptionTokenizer | None, texts: Sequence[str]
+) -> Iterator[list[tuple[np.ndarray, Inputs]]]:
+    """`TEXT_BATCH` texts of about one length at a time, as rows and inputs of the runs that they take."""
 
     def prepare(start: int) -> tuple[Inputs, np.ndarray]:
         window = texts[start : start + _WINDOW]
@@ -159,9 +163,29 @@ def _text_batches(tokenizer: CaptionTokenizer | None, texts: Sequence[str]) -> I
     for start, (inputs, lengths) in zip(starts, windows, strict=True):
         order = np.argsort(lengths, kind="stable")
         for first in range(0, len(order), TEXT_BATCH):
-            rows = order[first : first + TEXT_BATCH]
-            longest = max(1, lengths[rows[-1]])
-            yield (
-                start + rows,
-                {name: array[rows] if array.ndim == 1 else array[rows, :longest] for name, array in inputs.items()},
-            )
+            batch = order[first : first + TEXT_BATCH]
+            parts = [slice(None)] if tokenizer is None else _least_padded(lengths[batch])
+            yield [(start + batch[part], _inputs_of(inputs, batch[part], lengths[batch[part][-1]])) for part in parts]
+
+
+def _inputs_of(inputs: Inputs, rows: np.ndarray, longest: int) -> Inputs:
+    """These rows, padded to the longest of them."""
+    length = max(1, longest)
+    return {name: array[rows] if array.ndim == 1 else array[rows, :length] for name, array in inputs.items()}
+
+
+def _least_padded(lengths: np.ndarray) -> list[slice]:
+    """Cut rising `lengths` (B,) in token counts into the runs that together take the least time.
+
+    A run takes what its tokens, padded to its longest text, and `_TOKENS_OF_A_RUN` take: the cheapest cuts by dynamic
+    programming over the places where the length changes.
+    """
+    ends = [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+    best: dict[int, tuple[int, int]] = {0: (0, 0)}  # up to this place: the cost, and where the last run begins
+    for end in ends:
+        longest = int(lengths[end - 1])
+        best[end] = min((cost + _TOKENS_OF_A_RUN + (end - begin) * longest, begin) for begin, (cost, _) in best.items())
+    cuts = [len(lengths)]
+    while cuts[-1]:
+        cuts.append(best[cuts[-1]][1])
+    return [slice(begin, end) for end, begin in itertools.pairwise(cuts)][::-1]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import strategies
 from tiny_training import CONFIG, IMAGE, TEXT, WORDS, tokenizer
 
 from dual_encoder import engines
@@ -64,11 +67,32 @@ def test_batches_of_texts_are_full_and_hold_little_padding(monkeypatch: pytest.M
     texts, engine = captions(10 * TEXT_BATCH + 3), Recording()
     found = run_on_texts(engine, tokenizer(), texts, shown="texts")
     np.testing.assert_array_equal(found, np.concatenate([run_on_texts(Recording(), tokenizer(), [t]) for t in texts]))
-    sizes = [len(inputs["ids"]) for inputs in engine.seen]
-    assert sizes == [TEXT_BATCH] * 10 + [3]
+    assert len(engine.seen) < len(texts) / 10
     tokens = sum(int(inputs["mask"].sum()) for inputs in engine.seen)
     assert sum(inputs["ids"].size for inputs in engine.seen) < 1.3 * tokens
     assert all(inputs["mask"].any(axis=0).all() for inputs in engine.seen), "no column is padding alone"
+
+
+@hypothesis.given(strategies.lists(strategies.integers(0, 128), min_size=1, max_size=10))
+def test_runs_of_texts_take_the_least_time_of_all_ways_to_cut_them(lengths: list[int]) -> None:
+    rising = np.sort(lengths)
+
+    def cost(cuts: Sequence[int]) -> int:
+        runs = itertools.pairwise([0, *cuts, len(rising)])
+        return sum(engines._TOKENS_OF_A_RUN + (end - begin) * int(rising[end - 1]) for begin, end in runs)
+
+    places = range(1, len(rising))
+    least = min(cost(cuts) for count in range(len(rising)) for cuts in itertools.combinations(places, count))
+    parts = engines._least_padded(rising)
+    assert cost([part.stop for part in parts[:-1]]) == least
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert parts[-1].stop == len(rising)
+
+
+def test_one_long_text_does_not_lengthen_all_the_others() -> None:
+    engine = Recording()
+    run_on_texts(engine, tokenizer(), [*["red"] * 31, " ".join(["red"] * 9)])
+    assert [inputs["ids"].shape for inputs in engine.seen] == [(31, 3), (1, 11)]
 
 
 def test_texts_in_bulk_have_the_embeddings_they_have_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
