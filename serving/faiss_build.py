@@ -10,8 +10,8 @@ import numpy as np
 
 from serving.balanced_projection import BalancedProjection
 
-# Up to here an exact scan answers within a few milliseconds and needs no tuning.
-FLAT_ROWS = 100_000
+# Up to here an exact scan of 384 dimensions answers within 3 ms (it takes 14 ms of 100,000) and needs no tuning.
+FLAT_ROWS = 20_000
 
 # Training looks at 64 vectors for each of the nlist centroids, as FAISS's guidelines have it (at least 39). The
 # balanced kind has more and smaller lists, for which fewer do.

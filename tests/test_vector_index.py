@@ -288,5 +288,5 @@ def test_lists_with_too_few_rows_never_pad():
 
 def test_small_indexes_are_exact_and_large_ones_compressed():
     assert default_kind(FLAT_ROWS) == "Flat"
-    assert default_kind(FLAT_ROWS + 1) == "Balanced,IVF1024"
+    assert default_kind(FLAT_ROWS + 1) == "Balanced,IVF512"
     assert default_kind(1_000_000) == "Balanced,IVF4096"
