@@ -135,6 +135,21 @@ class EmbeddedStore:
             former._begin_writing(held, compact_after)
             raise
 
+    @property
+    def known_revision(self) -> str | None:
+        """See `VectorStore.known_revision`."""
+        if _identity(self.index) != self._seen:
+            return None
+        if not self._log.writable:
+            if not self._lock.acquire(blocking=False):
+                return None
+            try:
+                if self._log.data_version != self._data_version:
+                    return None
+            finally:
+                self._lock.release()
+        return self._state.view.revision
+
     def keep_image(self, data: bytes) -> str:
         """See `VectorStore.keep_image`."""
         return keep_image(self.index, data)

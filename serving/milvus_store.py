@@ -147,6 +147,11 @@ class MilvusStore:
             raise StoreReadOnly("a store that was opened to write", "one to read", "open it with writable=True")
         return self._changes.submit(self._apply, changes, key)
 
+    @property
+    def known_revision(self) -> None:
+        """See `VectorStore.known_revision`; the collection would have to be asked."""
+        return None
+
     def keep_image(self, data: bytes) -> str:
         """The SHA-256 of an image: there is no place for the image itself."""
         return digest_bytes(data)

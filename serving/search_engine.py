@@ -19,6 +19,7 @@ from serving.filter_syntax import parse
 from serving.held_views import HeldViews
 from serving.image_changes import ImageChanges
 from serving.image_lookup import ImageLookup
+from serving.kept_answers import KeptAnswers
 from serving.page_tokens import PageToken, checksum, checksums, other_request
 from serving.queries import (
     MAX_IMAGES,
@@ -87,6 +88,7 @@ class SearchEngine:
         self.encoder = QueryEncoder(runtime, self.workers, partial(_vector_of, store), decode)
         self._calibration: Calibration | None = runtime.calibration
         self._views = HeldViews(store)
+        self.kept = KeptAnswers()
         self.images = ImageLookup(store, self.workers)
         self.changes = ImageChanges(runtime, store, self.encoder)
 
@@ -99,12 +101,17 @@ class SearchEngine:
         `PageTokenExpired` when the state that a page token names is gone. `bulk` work waits for all other.
         """
         began = time.perf_counter()
+        if (kept := self.kept.get(query, options, self.store.known_revision)) is not None:
+            if kept.next_page_token:
+                self._views.hold(kept.index_revision)
+            return dataclasses.replace(kept, timings=Timings(0.0, 0.0, 0.0, 0.0, time.perf_counter() - began))
         filter_text = options.filter_text
         where = await self.workers.run(lambda: parse(filter_text), deadline) if filter_text.strip() else None
         encoded = await self.encoder.encode(query, deadline, bulk=bulk)
         search = _Search(encoded, options, where, query, None if where else self._calibration)
         queued = time.perf_counter()
         answer = await self.workers.run(lambda: self._find(search, began, queued), deadline)
+        self.kept.keep(query, options, answer)
         return dataclasses.replace(
             answer, timings=dataclasses.replace(answer.timings, total=time.perf_counter() - began)
         )

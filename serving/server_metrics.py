@@ -83,6 +83,12 @@ class _State(Collector):
         kept.add_metric(["yes"], engine.encoder.kept.hits)
         kept.add_metric(["no"], engine.encoder.kept.misses)
         yield kept
+        answers = CounterMetricFamily(
+            "image_search_kept_answers", "Searches by whether a kept answer was given again", labels=("found",)
+        )
+        answers.add_metric(["yes"], engine.kept.hits)
+        answers.add_metric(["no"], engine.kept.misses)
+        yield answers
         try:
             with engine.store.view() as view:
                 described = view.describe()

@@ -220,6 +220,13 @@ class VectorStore(Protocol):
     def writable(self) -> bool:
         """Whether it was opened to be changed."""
 
+    @property
+    def known_revision(self) -> str | None:
+        """The revision of a view taken now, where that is known at once; None where the disk or a service has to say.
+
+        Never waits, so that an event loop may ask.
+        """
+
     def keep_image(self, data: bytes) -> str:
         """Put an encoded image where the next model will find it, durably, if there is such a place; its SHA-256."""
 

@@ -105,7 +105,9 @@ def test_stages_queues_and_the_index_are_measured(collected):
     assert collected[("image_search_ready",)] == 1
     assert collected[("image_search_images",)] == 40
     assert collected[("image_search_waiting", ("queue", "texts"))] == 0
-    assert collected[("image_search_kept_embeddings_total", ("found", "yes"))] == 1
+    assert collected[("image_search_kept_answers_total", ("found", "yes"))] == 1
+    assert collected[("image_search_kept_answers_total", ("found", "no"))] == 3
+    assert collected[("image_search_kept_embeddings_total", ("found", "yes"))] == 0
     assert collected[("image_search_kept_embeddings_total", ("found", "no"))] == 2
     assert collected[("process_resident_memory_bytes",)] > 1e6
 

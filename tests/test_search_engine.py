@@ -18,6 +18,7 @@ from serving.catalog import ImageNotFound
 from serving.embedded_store import EmbeddedStore
 from serving.exact_index import ExactIndex
 from serving.index_job import build_index
+from serving.kept_answers import KeptAnswers
 from serving.overload import Overloaded
 from serving.page_tokens import PageTokenExpired
 from serving.queries import (
@@ -29,7 +30,7 @@ from serving.queries import (
     TextQuery,
     VectorQuery,
 )
-from serving.search_engine import SearchEngine
+from serving.search_engine import SearchAnswer, SearchEngine
 from serving.snapshot import open_snapshot
 from serving.vector_store import Delete
 
@@ -427,3 +428,64 @@ def test_what_many_ask_at_once_is_embedded_once(index):
         engine.close()
 
     asyncio.run(main())
+
+
+def test_what_is_asked_again_is_answered_as_before_until_the_index_changes(index, tmp_path):
+    shutil.copytree(index, tmp_path / "index")
+
+    async def main():
+        async with opened(tmp_path / "index") as engine:
+            first = await engine.search(TextQuery("red"), SearchOptions(k=5))
+            again = await engine.search(TextQuery("red"), SearchOptions(k=5))
+            assert (engine.kept.hits, engine.kept.misses) == (1, 1)
+            assert again.hits == first.hits
+            assert again.next_page_token == first.next_page_token
+            assert again.timings.search == 0
+            for other in (SearchOptions(k=6), SearchOptions(k=5, exact=True), SearchOptions(k=5, with_vectors=True)):
+                assert len((await engine.search(TextQuery("red"), other)).hits) == other.k
+            assert (await engine.search(TextQuery("red"), SearchOptions(k=5, with_vectors=True))).hits[0].vector
+            assert engine.kept.hits == 1
+            engine.store.apply([Delete(first.hits[0].image_id)])
+            after = await engine.search(TextQuery("red"), SearchOptions(k=5))
+            assert [hit.image_id for hit in after.hits[:4]] == [hit.image_id for hit in first.hits[1:]]
+            assert engine.kept.hits == 1
+
+    asyncio.run(main())
+
+
+def test_another_process_s_changes_end_what_is_kept(index, tmp_path):
+    shutil.copytree(index, tmp_path / "index")
+
+    async def main():
+        reader = SearchEngine(RUNTIME, EmbeddedStore.open(tmp_path / "index", RUNTIME.fingerprint, writable=False))
+        with closing(EmbeddedStore.open(tmp_path / "index", RUNTIME.fingerprint)) as writer:
+            first = await reader.search(TextQuery("red"))
+            await reader.search(TextQuery("red"))
+            assert reader.kept.hits == 1
+            writer.apply([Delete(first.hits[0].image_id)])
+            after = await reader.search(TextQuery("red"))
+        assert first.hits[0].image_id not in [hit.image_id for hit in after.hits]
+        reader.close()
+
+    asyncio.run(main())
+
+
+def test_the_next_page_of_a_kept_answer_is_there_however_old_the_answer(index):
+    async def main():
+        async with opened(index) as engine:
+            await engine.search(TextQuery("red"), SearchOptions(k=5))
+            engine._views.close()  # as when nobody asked for the next page in time
+            again = await engine.search(TextQuery("red"), SearchOptions(k=5))
+            assert engine.kept.hits == 1
+            following = await engine.search(TextQuery("red"), SearchOptions(k=5, page_token=again.next_page_token))
+            assert [hit.rank for hit in following.hits] == [6, 7, 8, 9, 10]
+
+    asyncio.run(main())
+
+
+def test_as_many_answers_are_kept_as_there_is_room_for():
+    kept = KeptAnswers(2)
+    for text in ("a", "b", "a", "c"):
+        if kept.get(TextQuery(text), SearchOptions(), "r") is None:
+            kept.keep(TextQuery(text), SearchOptions(), SearchAnswer([], "r", "", None, None))
+    assert [kept.get(TextQuery(text), SearchOptions(), "r") is not None for text in "abc"] == [True, False, True]

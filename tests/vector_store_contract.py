@@ -147,6 +147,13 @@ class VectorStoreContract:
             assert view.revision != revision
             assert view.search(query, 1)[0][0].image_id == "close"
 
+    def test_a_revision_that_is_known_at_once_is_that_of_the_next_view(self, store: VectorStore):
+        for number in range(3):
+            store.apply([upsert("new", number)])
+            known = store.known_revision
+            with store.view() as view:
+                assert known in (None, view.revision)
+
     def test_vectors_are_those_that_were_stored(self, store: VectorStore):
         store.apply([upsert("new", 104)])
         with store.view() as view:
