@@ -235,7 +235,7 @@ def test_an_unknown_path_of_a_read_mask_is_refused(stub, path):
 
 
 def test_timings_and_certificate_come_when_they_are_asked_for(stub, address):
-    plain, full = stub.Search(text("red")), stub.Search(text("red", with_timings=True, with_certificate=True))
+    plain, full = stub.Search(text("red")), stub.Search(text("a new one", with_timings=True, with_certificate=True))
     assert not plain.HasField("timings")
     assert not plain.HasField("certificate")
     parts = [getattr(full.timings, name).ToNanoseconds() for name in ("embedding", "queueing", "search", "lookup")]
