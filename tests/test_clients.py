@@ -66,7 +66,8 @@ def test_every_option_reaches_the_server(client):
     np.testing.assert_allclose(np.linalg.norm(results[0].vector), 1, atol=1e-3)
     assert results.timings is None
     told = client.search("red", with_timings=True, with_certificate=True, filter=Compare("colour", "=", "red"))
-    assert 0 < told.timings.embedding <= told.timings.total
+    assert 0 <= told.timings.embedding <= told.timings.total
+    assert told.timings.total > 0
     assert (told.certificate.kind, told.certificate.index_recall) == ("Flat", 1)
     assert len(client.search("red", k=40, deduplicate_similarity=0.001)) < 40
     assert client.search("red", min_score=2) == []
