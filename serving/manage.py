@@ -45,8 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     verifying.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command("snapshots", _snapshots, "list the snapshots, oldest first")
-    rollback = command("rollback", _rollback, "make the former snapshot live again; changes after it stay")
-    rollback.add_argument("name", nargs="?", help="of a snapshot; by default the one that was live before")
+    rollback = command("rollback", _rollback, "make an earlier snapshot live again; changes after it stay")
+    rollback.add_argument(
+        "name", nargs="?", help="of a snapshot; by default the newest good one older than the live one"
+    )
     rollback.add_argument(
         "--discard-vectors", action="store_true",
         help="when its model is another one, give up later changes that have no image to embed",
@@ -98,20 +100,20 @@ def _snapshots(arguments: argparse.Namespace) -> None:
 
 def _rollback(arguments: argparse.Namespace) -> None:
     from serving.index_bundle import BUNDLES
-    from serving.publish import former_name, roll_back
+    from serving.publish import roll_back
     from serving.reembedding import Reembedding
-    from serving.snapshot import SNAPSHOTS, read_manifest
 
     index = arguments.index
-    name = arguments.name or former_name(index)
 
-    def load() -> Runtime:
+    def load(fingerprint: str) -> Runtime:
         from dual_encoder.runtime import Runtime
 
-        return Runtime.load(index / BUNDLES / read_manifest(index / SNAPSHOTS / name)[0].model_fingerprint)
+        return Runtime.load(index / BUNDLES / fingerprint)
 
-    embed = Reembedding(index, load, arguments.discard_vectors)
-    console.say(f"live: {roll_back(index, name, embed)}")
+    def embed_by(fingerprint: str) -> Reembedding:
+        return Reembedding(index, lambda: load(fingerprint), arguments.discard_vectors)
+
+    console.say(f"live: {roll_back(index, arguments.name, embed_by)}")
 
 
 def _compact(arguments: argparse.Namespace) -> None:

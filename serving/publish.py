@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -42,6 +43,10 @@ from serving.snapshot import (
 from serving.staged_snapshot import CATALOG, VECTORS
 
 WORK, LOCK = "work", "LOCK"
+
+_SEE = "see python -m serving.manage snapshots, and name one: python -m serving.manage rollback INDEX NAME"
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -99,7 +104,12 @@ def publish(index: Path, staged: Path, manifest: Manifest, embed: Embed | None =
     except BaseException:
         shutil.rmtree(index / SNAPSHOTS / name, ignore_errors=True)
         raise
+    former: str | None = None
+    with suppress(SnapshotError):  # a damaged CURRENT is what this publication repairs
+        former = current_name(index)
     _make_live(index, name, manifest, embed)
+    remove_snapshots(index, keep={name, former})
+    remove_bundles(index)
     return name
 
 
@@ -142,45 +152,70 @@ def found_themselves(snapshot: Snapshot) -> float:
     return float((scores[:, 0] >= np.einsum("bd,bd->b", vectors, vectors) - ROUNDING).mean())
 
 
-def roll_back(index: Path, name: str | None = None, embed: Embed | None = None) -> str:
-    """Make the snapshot that was live before, or the one called `name`, live again; return its name.
+def roll_back(index: Path, name: str | None = None, embed_by: Callable[[str], Embed] | None = None) -> str:
+    """Make the snapshot called `name` live again, by default the newest good one older than the live one.
 
-    It is verified first. The state is then that snapshot and every change after it: nothing that was acknowledged is
-    lost. `embed` is needed when changes after it have vectors of another model only. `SnapshotError` when the snapshot
-    is not there any more, or damaged; the live one then stays.
+    Returns its name. It is verified first. The state is then that snapshot and every change after it: nothing that was acknowledged is
+    lost. No snapshot is removed, so that a further call goes further back. `embed_by(fingerprint)` is needed only when
+    changes after it have no vector of that model. `SnapshotError` when there is no such snapshot, or none that is good;
+    the live one then stays.
     """
     with only_builder(index):
-        name = name or former_name(index)
-        if name not in snapshot_names(index):
-            raise _no_earlier(index)
-        verify_snapshot(index, name)
-        _make_live(index, name, read_manifest(index / SNAPSHOTS / name)[0], embed)
+        if name is not None and name not in snapshot_names(index):
+            raise SnapshotError("the name of a snapshot", f"{name!r}", _SEE)
+        name, manifest = _first_good(index, earlier_names(index) if name is None else [name])
+        _make_live(index, name, manifest, None if embed_by is None else embed_by(manifest.model_fingerprint))
     return name
 
 
-def former_name(index: Path) -> str:
-    """The name of the snapshot that was live before; `SnapshotError` when there was none."""
+def earlier_names(index: Path) -> list[str]:
+    """The snapshots older than the live one: first that which it took the place of, then newest first.
+
+    `SnapshotError` when there is none.
+    """
     live = current_name(index)
-    name = read_manifest(index / SNAPSHOTS / live)[0].former if live else None
-    if name is None:
-        raise _no_earlier(index)
-    return name
+    found = {name: _create_time(index, name) for name in snapshot_names(index)}
+    if live is None:
+        raise SnapshotError("an index with a live snapshot", f"none in {index}", _SEE)
+    former = None
+    with suppress(SnapshotError):  # a damaged one is what people go back from
+        former = read_manifest(index / SNAPSHOTS / live)[0].former
+    moment = found.pop(live, None) or _create_time(index, live)
+    older = [name for name, made in found.items() if made <= moment]
+    if not older:
+        newer = ", ".join(sorted(found, key=lambda name: found[name])) or "no other"
+        raise SnapshotError(f"a snapshot older than the live one, {live}", f"none in {index}; newer: {newer}", _SEE)
+    return sorted(older, key=lambda name: (name == former, found[name]), reverse=True)
 
 
-def _no_earlier(index: Path) -> SnapshotError:
-    return SnapshotError("an earlier snapshot", f"none in {index}", "see python -m serving.manage snapshots")
+def _create_time(index: Path, name: str) -> datetime:
+    """When a snapshot was made, to the second where only its name can be read."""
+    try:
+        return datetime.fromisoformat(read_manifest(index / SNAPSHOTS / name)[0].create_time)
+    except SnapshotError:
+        return datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC, microsecond=999_999)
+
+
+def _first_good(index: Path, names: Sequence[str]) -> tuple[str, Manifest]:
+    """The first snapshot that is found whole; what is wrong with the first of all when none is."""
+    refusal: SnapshotError | None = None
+    for name in names:
+        try:
+            verify_snapshot(index, name)
+            return name, read_manifest(index / SNAPSHOTS / name)[0]
+        except SnapshotError as error:
+            _log.warning("passed over: %s", error)
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
 
 
 def _make_live(index: Path, name: str, manifest: Manifest, embed: Embed | None) -> None:
-    """Let CURRENT name `name`, and remove what neither it nor a rollback needs.
+    """Let CURRENT name `name`.
 
     Every change after the snapshot gets a vector of its model first; while CURRENT changes no writer appends, so that
     one who has not noticed yet cannot add a vector of the former model above it (`EmbeddedStore` looks in between).
     """
-    try:
-        former = current_name(index)
-    except SnapshotError:
-        former = None  # a damaged CURRENT is what this publication repairs
     content = f"{name}\n".encode()
     with closing(ChangeLog.open(index, writable=True, appending=False)) as log:
         model, done = log.model_number(manifest.model_fingerprint), manifest.sequence
@@ -190,8 +225,6 @@ def _make_live(index: Path, name: str, manifest: Manifest, embed: Embed | None) 
                 if last <= done:
                     write_atomic(index / CURRENT, content)
                     break
-    remove_snapshots(index, keep={name, former})
-    remove_bundles(index)
 
 
 def _translate(log: ChangeLog, done: int, model: int, embed: Embed | None) -> int:

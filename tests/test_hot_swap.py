@@ -171,7 +171,7 @@ def swap_back_and_forth(index, times: int) -> None:
                     model = NEW
                 else:
                     model = OLD if turn % 2 else NEW
-                    roll_back(index, other_snapshot(index), Reembedding(index, lambda model=model: model))
+                    roll_back(index, other_snapshot(index), lambda _, model=model: Reembedding(index, lambda: model))
                 while client.search("red", k=1).model_revision != model.fingerprint:
                     load.wait_for_answers(1)
                 load.wait_for_answers(20)

@@ -102,7 +102,7 @@ def test_a_rollback_to_the_former_model_takes_later_changes_along(index):
     build_index(NEW, SOURCE, index)
     with opened(index, NEW) as store:
         store.apply([uploaded(index, "own", "red", NEW), Delete("green-0001")])
-    roll_back(index, embed=Reembedding(index, lambda: OLD))
+    roll_back(index, embed_by=lambda _: Reembedding(index, lambda: OLD))
     assert_vectors(index, OLD, {"own": "red"})
     with opened(index, OLD) as store, store.view() as view:
         assert view.get(["green-0001"]) == [None]

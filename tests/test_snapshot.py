@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from data.durable import digest_bytes
 from data.errors import FingerprintMismatch, SnapshotError
 from serving.index_job import BuildSettings, build_index
 from serving.publish import roll_back
-from serving.snapshot import CURRENT, SNAPSHOTS, current_name, open_snapshot
+from serving.snapshot import CURRENT, SNAPSHOTS, current_name, open_snapshot, snapshot_names
 
 RUNTIME = ColourRuntime()
 FILES = ["manifest.json", "catalog.sqlite", "vectors.npy", "queries.npy", "columns.arrow", "index.faiss"]
@@ -142,9 +143,41 @@ def test_a_snapshot_goes_when_its_last_reader_has_left(tmp_path):
 def test_a_rollback_makes_the_former_snapshot_live_and_back(tmp_path):
     first, second = (build_index(RUNTIME, ListSource(), tmp_path).snapshot for _ in range(2))
     assert roll_back(tmp_path) == first == current_name(tmp_path)
-    with pytest.raises(SnapshotError, match="an earlier snapshot"):
+    with pytest.raises(SnapshotError, match=f"a snapshot older than the live one, {first}.*newer: {second}"):
         roll_back(tmp_path)
     assert roll_back(tmp_path, second) == second == current_name(tmp_path)
+
+
+def test_each_rollback_goes_further_back_and_past_what_is_damaged(tmp_path):
+    with contextlib.ExitStack() as held:  # readers keep every snapshot
+        names = []
+        for _ in range(4):
+            names.append(build_index(RUNTIME, ListSource(), tmp_path).snapshot)
+            held.enter_context(contextlib.closing(open_snapshot(tmp_path, RUNTIME.fingerprint)))
+        assert roll_back(tmp_path) == names[2]
+    (tmp_path / SNAPSHOTS / names[1] / "vectors.npy").write_bytes(b"damage")
+    assert roll_back(tmp_path) == names[0] == current_name(tmp_path)
+    with pytest.raises(SnapshotError, match="a snapshot older than the live one"):
+        roll_back(tmp_path)
+    assert current_name(tmp_path) == names[0]
+
+
+def test_what_was_rolled_back_from_is_not_what_a_rollback_goes_to(tmp_path):
+    with contextlib.ExitStack() as held:
+        first = build_index(RUNTIME, ListSource(), tmp_path).snapshot
+        bad = build_index(RUNTIME, ListSource(), tmp_path).snapshot
+        held.enter_context(contextlib.closing(open_snapshot(tmp_path, RUNTIME.fingerprint)))
+        assert roll_back(tmp_path) == first
+        build_index(RUNTIME, ListSource(), tmp_path)
+        assert bad in snapshot_names(tmp_path)
+        assert roll_back(tmp_path) == first
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "vectors.npy"])
+def test_one_goes_back_from_a_snapshot_that_is_damaged(tmp_path, file):
+    first, second = (build_index(RUNTIME, ListSource(), tmp_path).snapshot for _ in range(2))
+    (tmp_path / SNAPSHOTS / second / file).write_bytes(b"damage")
+    assert roll_back(tmp_path) == first == current_name(tmp_path)
 
 
 def test_a_rollback_to_a_damaged_snapshot_is_refused(tmp_path):
