@@ -28,18 +28,21 @@ class BackgroundCompaction:
         self._index, self._after = index, after
         self._job: subprocess.Popen[bytes] | None = None
         self._due, self._seen = after, 0
+        self._taken_over = False  # whether changes have become fewer since the job began
 
     def look(self, changes: int) -> None:
         """Start one if `changes` above the snapshot are enough; cheap, for after every commit."""
-        taken_over, self._seen = changes < self._seen, changes
+        self._taken_over |= changes < self._seen
+        self._seen = changes
         if self._job is None:
             if changes >= self._due:
-                self._job = start_compaction(self._index)
-        elif self._job.poll() and self._job.returncode:
-            _log.warning("a compaction of %s failed; the next one follows later", self._index)
-            self._job, self._due = None, changes + self._after
-        elif taken_over:
-            self._job, self._due = None, self._after
+                self._job, self._taken_over = start_compaction(self._index), False
+        elif (code := self._job.poll()) is not None:
+            if code:
+                _log.warning("a compaction of %s failed; the next one follows later", self._index)
+                self._job, self._due = None, changes + self._after
+            elif self._taken_over:
+                self._job, self._due = None, self._after
 
     def close(self) -> None:
         """Stop a compaction that is under way; the index stays as it is."""
@@ -51,15 +54,17 @@ class BackgroundCompaction:
 def compact(index: Path, threads: int = 0) -> str:
     """Publish a snapshot that holds every change up to now; return its name. Builds with `threads`, 0 for all cores.
 
-    Changes acknowledged meanwhile stand above it. `SnapshotError` when the index is damaged, or another job publishes.
+    Changes acknowledged meanwhile stand above it. Waits for another compaction, and makes no other snapshot when that
+    took every change along. `SnapshotError` when the index is damaged, or a build is under way.
     """
     from serving.carry_over import newest_readable, open_log, stage
     from serving.index_recall import Tuning
     from serving.publish import index_staged, only_builder, publish, staging
+    from serving.snapshot import current_name
     from serving.staged_snapshot import StagedSnapshot
 
     with ExitStack() as stack:
-        stack.enter_context(only_builder(index))
+        waited = stack.enter_context(only_builder(index, "compaction"))
         directory = stack.enter_context(staging(index))
         log = stack.enter_context(closing(open_log(index)))
         snapshot = newest_readable(index, log)
@@ -68,6 +73,8 @@ def compact(index: Path, threads: int = 0) -> str:
                 "an index with a snapshot", f"none in {index}", "build it: python -m serving.build_index"
             )
         stack.enter_context(closing(snapshot))
+        if waited and snapshot.manifest.sequence == log.last and snapshot.name == current_name(index):
+            return snapshot.name
         staged = stack.enter_context(closing(StagedSnapshot(directory, snapshot.manifest.width)))
         sequence = stage(staged, snapshot, log, snapshot.manifest.model_fingerprint)
         count = staged.finish()
@@ -87,8 +94,8 @@ def compact(index: Path, threads: int = 0) -> str:
 def rebuild(index: Path) -> str:
     """Publish the live snapshot again with a search index and columns made anew; return its name.
 
-    Its catalog and vectors must be whole, the other files need not be there. `SnapshotError` when they are not, or when
-    another job publishes.
+    Its catalog and vectors must be whole, the other files need not be there. `SnapshotError` when they are not, or
+    when a build is under way.
     """
     import numpy as np
 
@@ -98,11 +105,13 @@ def rebuild(index: Path) -> str:
     from serving.snapshot import QUERIES, SNAPSHOTS, current_name, read_manifest
     from serving.staged_snapshot import CATALOG, VECTORS
 
-    name = current_name(index)
-    if name is None:
-        raise SnapshotError("an index with a snapshot", f"none in {index}", "build it: python -m serving.build_index")
-    path = index / SNAPSHOTS / name
-    with only_builder(index), staging(index) as directory:
+    with only_builder(index, "rebuild"), staging(index) as directory:
+        name = current_name(index)
+        if name is None:
+            raise SnapshotError(
+                "an index with a snapshot", f"none in {index}", "build it: python -m serving.build_index"
+            )
+        path = index / SNAPSHOTS / name
         manifest, files = read_manifest(path)
         if problems := changed_files(path, {file: files[file] for file in (CATALOG, VECTORS)}):
             raise SnapshotError("a catalog and vectors as they were written", "; ".join(problems), "restore a backup")

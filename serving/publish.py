@@ -8,8 +8,9 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data import console
 from data.durable import digest_bytes, directory_digests, naming_file, only_process, publish_directory, write_atomic
 from data.errors import SnapshotError
 from serving.attribute_columns import write_columns
@@ -43,6 +45,8 @@ from serving.snapshot import (
 from serving.staged_snapshot import CATALOG, VECTORS
 
 WORK, LOCK = "work", "LOCK"
+BUILD = "build"  # what `only_builder` does not wait for
+_LOOK_SECONDS = 0.1
 
 _SEE = "see python -m serving.manage snapshots, and name one: python -m serving.manage rollback INDEX NAME"
 
@@ -50,14 +54,44 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def only_builder(index: Path) -> Iterator[None]:
-    """Hold the lock of those who publish in `index`, which ends with the process; `SnapshotError` when it is taken."""
-    (index / LOCK).touch()
-    busy = SnapshotError(
-        f"no other job that publishes in {index}", "one that is running", "wait for it, or choose another index"
-    )
-    with only_process(index / LOCK, busy):
-        yield
+def only_builder(index: Path, job: str = BUILD) -> Iterator[bool]:
+    """Hold the lock of those who publish in `index`, which ends with the process; `job` says what for.
+
+    Waits while another holds it for what is short, such as a compaction, and gives whether it had to; `SnapshotError`
+    when a build holds it, which may take hours.
+    """
+    if not index.is_dir():
+        raise SnapshotError("an index", f"nothing at {index}", "build one: python -m serving.build_index --help")
+    lock = index / LOCK
+    lock.touch()
+    busy = SnapshotError(f"no other build in {index}", "one that is running", "wait for it, or choose another index")
+    with ExitStack() as held:
+        waited, before = False, ""
+        while not _entered(held, only_process(lock, busy)):
+            held_for = lock.read_text("utf-8", errors="replace")
+            # Twice, for who has just taken the lock may not have written yet what for.
+            if held_for == before == BUILD:
+                raise busy
+            if held_for != BUILD and not waited:
+                console.say(f"waiting for a {held_for or 'job'} under way in {index}")
+                waited = True
+            before = held_for
+            time.sleep(_LOOK_SECONDS)
+        with suppress(OSError):  # of a full disk: it is only said for others
+            lock.write_text(job, "utf-8")
+        try:
+            yield waited
+        finally:
+            with suppress(OSError):
+                lock.write_text("", "utf-8")
+
+
+def _entered(held: ExitStack, lock: AbstractContextManager[None]) -> bool:
+    try:
+        held.enter_context(lock)
+    except SnapshotError:
+        return False
+    return True
 
 
 @contextmanager
@@ -94,7 +128,7 @@ def publish(index: Path, staged: Path, manifest: Manifest, embed: Embed | None =
     """Publish the files in `staged` as the live snapshot of `index`; return its name.
 
     The files are moved. The new snapshot is read back and verified before it is live; a crash at any moment, or a
-    failed verification, leaves the former one live and whole. The former one is kept, older ones are removed as soon as
+    failed verification, leaves the former one live and whole. The former one is kept; older ones are removed as soon as
     nobody reads them. One process at a time may publish: hold the index's lock. When the model is another one, `embed`
     gives its vectors to changes that were acknowledged meanwhile.
     """
@@ -155,12 +189,12 @@ def found_themselves(snapshot: Snapshot) -> float:
 def roll_back(index: Path, name: str | None = None, embed_by: Callable[[str], Embed] | None = None) -> str:
     """Make the snapshot called `name` live again, by default the newest good one older than the live one.
 
-    Returns its name. It is verified first. The state is then that snapshot and every change after it: nothing that was acknowledged is
-    lost. No snapshot is removed, so that a further call goes further back. `embed_by(fingerprint)` is needed only when
-    changes after it have no vector of that model. `SnapshotError` when there is no such snapshot, or none that is good;
-    the live one then stays.
+    Returns its name. It is verified first. The state is then that snapshot and every change after it: nothing that was
+    acknowledged is lost. No snapshot is removed, so that a further call goes further back. `embed_by(fingerprint)` is
+    needed only when changes after it have no vector of that model. `SnapshotError` when there is no such snapshot, or
+    none that is good; the live one then stays.
     """
-    with only_builder(index):
+    with only_builder(index, "rollback"):
         if name is not None and name not in snapshot_names(index):
             raise SnapshotError("the name of a snapshot", f"{name!r}", _SEE)
         name, manifest = _first_good(index, earlier_names(index) if name is None else [name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from serving.embedded_store import EmbeddedStore
 from serving.embedding_job import EmbeddingJob
 from serving.exact_index import ExactIndex
 from serving.index_job import BuildSettings, build_index
+from serving.publish import only_builder
 from serving.snapshot import current_name, open_snapshot
 from serving.vector_store import BATCH_VERSION, Upsert
 
@@ -341,11 +341,8 @@ def test_an_interrupted_job_says_so_and_can_go_on(tmp_path):
 
 
 def test_one_job_writes_at_a_time(tmp_path):
-    (tmp_path / "LOCK").touch()
-    with (tmp_path / "LOCK").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(SnapshotError, match="running"):
-            build_index(ColourRuntime(), source(5), tmp_path, SMALL)
+    with only_builder(tmp_path), pytest.raises(SnapshotError, match="running"):
+        build_index(ColourRuntime(), source(5), tmp_path, SMALL)
     build_index(ColourRuntime(), source(5), tmp_path, SMALL)
 
 

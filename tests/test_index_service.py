@@ -24,6 +24,7 @@ from protos.imageretrieval.v1 import (
 )
 from serving.client import SearchClient
 from serving.index_job import build_index
+from serving.publish import only_builder
 from serving.snapshot import current_name
 
 RUNTIME = ColourRuntime()
@@ -133,6 +134,20 @@ def test_one_publishes_at_a_time_and_may_be_cancelled(index, indexes, operations
     assert current_name(index) == live
     listed = operations.ListOperations(operation_service_pb2.ListOperationsRequest()).operations
     assert listed[0] == operations.GetOperation(operation_service_pb2.GetOperationRequest(name=begun.name)).operation
+
+
+def test_what_publishes_waits_for_a_compaction_of_the_server(index, channel, indexes, operations):
+    images = image_service_pb2_grpc.ImageServiceStub(channel)
+    images.UpsertImage(image_service_pb2.UpsertImageRequest(image_id="late", data=picture("blue")))
+    with only_builder(index, "compaction"):
+        begun = indexes.PublishIndex(index_service_pb2.PublishIndexRequest()).operation
+        asked = operation_service_pb2.WaitOperationRequest(name=begun.name, timeout=Duration(nanos=50_000_000))
+        while not (now := operations.WaitOperation(asked).operation).progress and not now.done:
+            pass
+        assert "waiting for a compaction" in now.progress
+    ended = operations.WaitOperation(operation_service_pb2.WaitOperationRequest(name=begun.name)).operation
+    assert ended.result == current_name(index)
+    assert indexes.GetIndex(index_service_pb2.GetIndexRequest()).index.change_count == 0
 
 
 def test_an_operation_that_is_not_there_is_not_found(operations):
