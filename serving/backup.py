@@ -38,8 +38,14 @@ def back_up(index: Path, out: Path) -> int:
     recorded: dict[str, dict[str, object]] = {}
     with _new_copy(out) as put, tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         for name, path in _contents(index, Path(temporary)):
-            recorded[name] = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
-            put(name, path)
+            try:
+                entry: dict[str, object] = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+                put(name, path)
+            except FileNotFoundError:
+                if name.startswith(f"{IMAGES}/"):
+                    continue  # nothing named it any more, neither the snapshot that is held nor a change above it
+                raise
+            recorded[name] = entry
         content = readable_json({"format": FORMAT, "files": recorded})
         (Path(temporary) / MANIFEST).write_bytes(content)
         put(MANIFEST, Path(temporary) / MANIFEST)

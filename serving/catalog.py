@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +190,10 @@ class Catalog:
         found = self._fetch('SELECT min("row") FROM images WHERE digest = ?', (digest,))
         return found[0][0] if digest else None
 
+    def digests_among(self, digests: Collection[str]) -> set[str]:
+        """Those of `digests` that images here have."""
+        return {digest for (digest,) in self._fetch_where("digest", "digest", list(digests))}
+
     def repeated_digests(self) -> Iterator[tuple[str, list[tuple[int, str]]]]:
         """Digests that several images have, with their rows and ids; read in pieces."""
         after = ""
@@ -213,10 +217,14 @@ class Catalog:
         self._connection.close()
 
     def _fetch_ids(self, columns: str, image_ids: Sequence[str]) -> Iterator[tuple]:
-        for start in range(0, len(image_ids), _AT_ONCE):
-            ids = tuple(image_ids[start : start + _AT_ONCE])  # as parameters: SQLite's JSON ends a text at a zero byte
-            marks = ",".join("?" * len(ids))
-            yield from self._fetch(f"SELECT {columns} FROM images WHERE image_id IN ({marks})", ids)
+        return self._fetch_where("image_id", columns, image_ids)
+
+    def _fetch_where(self, key: str, columns: str, wanted: Sequence[str]) -> Iterator[tuple]:
+        """`columns` of the images whose `key` is one of `wanted`."""
+        for start in range(0, len(wanted), _AT_ONCE):
+            texts = tuple(wanted[start : start + _AT_ONCE])  # as parameters: SQLite's JSON ends a text at a zero byte
+            marks = ",".join("?" * len(texts))
+            yield from self._fetch(f"SELECT {columns} FROM images WHERE {key} IN ({marks})", texts)
 
     def _fetch(self, statement: str, values: tuple = ()) -> list[tuple]:
         with self._lock:

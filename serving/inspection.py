@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,9 +140,14 @@ def _check_bundles(index: Path) -> None:
 
 def _check_images(index: Path) -> None:
     for path in sorted((index / IMAGES).glob("*/*")):
-        if not path.name.endswith(".part") and digest_file(path) != path.name:
-            raise UserError(f"{path} as it was written", "another content", "upload the image again")
+        with suppress(FileNotFoundError):  # it was removed meanwhile, for nothing names it any more
+            if not path.name.endswith(".part") and digest_file(path) != path.name:
+                raise UserError(f"{path} as it was written", "another content", "upload the image again")
 
 
 def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    size = 0
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            size += path.stat().st_size if path.is_file() else 0
+    return size

@@ -43,6 +43,7 @@ from serving.snapshot import (
     snapshot_names,
 )
 from serving.staged_snapshot import CATALOG, VECTORS
+from serving.unused_images import remove_unused_images
 
 WORK, LOCK = "work", "LOCK"
 BUILD = "build"  # what `only_builder` does not wait for
@@ -129,8 +130,9 @@ def publish(index: Path, staged: Path, manifest: Manifest, embed: Embed | None =
 
     The files are moved. The new snapshot is read back and verified before it is live; a crash at any moment, or a
     failed verification, leaves the former one live and whole. The former one is kept; older ones are removed as soon as
-    nobody reads them. One process at a time may publish: hold the index's lock. When the model is another one, `embed`
-    gives its vectors to changes that were acknowledged meanwhile.
+    nobody reads them, and with them the uploaded images that nothing names any more. One process at a time may publish:
+    hold the index's lock. When the model is another one, `embed` gives its vectors to changes that were acknowledged
+    meanwhile.
     """
     name = _write_snapshot(index, staged, manifest)
     try:
@@ -144,6 +146,7 @@ def publish(index: Path, staged: Path, manifest: Manifest, embed: Embed | None =
     _make_live(index, name, manifest, embed)
     remove_snapshots(index, keep={name, former})
     remove_bundles(index)
+    remove_unused_images(index)
     return name
 
 

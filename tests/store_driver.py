@@ -25,15 +25,16 @@ from stored_index import publish_batch
 from vector_store_contract import DIMENSION, INITIAL, upsert
 
 import data.durable
-from serving import change_log, compaction, publish
+from serving import change_log, compaction, publish, unused_images
 from serving.change_log import ChangeLog
 from serving.delta import Delta
 from serving.embedded_store import EmbeddedStore
 from serving.publish import roll_back
 from serving.staged_snapshot import StagedSnapshot
-from serving.vector_store import Delete
+from serving.vector_store import Delete, Upsert
 
 THREADS = 3
+GRACE_SECONDS = 5.0  # between keeping an image and the change that names it; here some milliseconds
 IDS = 12  # of each thread; as many of what the batch job brings are its own too
 
 
@@ -89,6 +90,7 @@ PLACES: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "remove snapshot": (publish, "_remove_unread", lambda *_: True),
     "remove files": (publish.shutil, "rmtree", lambda path, *_: Path(path).parent.name == "snapshots"),
     "load snapshot": (EmbeddedStore, "_above", lambda *_: True),
+    "remove image": (unused_images, "remove_image", lambda *_: True),
     "roll back": (publish, "_make_live", lambda *_: True),
 }
 LABELS = [f"{when} {place}" for place in (*PLACES, "COMMIT") for when in ("before", "after")]
@@ -106,8 +108,19 @@ def arm(label: str, count: int) -> None:
     setattr(owner, name, killing(getattr(owner, name), when, count, chosen))
 
 
+def content(made: int) -> bytes:
+    """The bytes of the image that an upsert uploads."""
+    return f"image {made}".encode()
+
+
+def uploaded(store: EmbeddedStore, name: str, made: int) -> Upsert:
+    """An upsert whose image is kept, as a server does it."""
+    return upsert(name, made, digest=store.keep_image(content(made)))
+
+
 def work(index: Path, seed: int) -> None:
     """Change the index from several threads, and publish meanwhile, until the end."""
+    unused_images.GRACE_SECONDS = GRACE_SECONDS
     store = EmbeddedStore.open(index)
     numbers, say = itertools.count(1), threading.Lock()
 
@@ -122,7 +135,7 @@ def work(index: Path, seed: int) -> None:
             batch = [(rng.choice(own), rng.choice([None, rng.randrange(10_000)])) for _ in range(rng.choice([1, 1, 5]))]
             number = next(numbers)
             tell(f"try {number} {thread} {json.dumps(batch)}")
-            store.apply([Delete(name) if made is None else upsert(name, made) for name, made in batch])
+            store.apply([Delete(name) if made is None else uploaded(store, name, made) for name, made in batch])
             tell(f"ack {number}")
 
     for thread in range(THREADS):

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_driver import LABELS
+from store_driver import LABELS, content
 from stored_index import publish_batch
 from vector_store_contract import DIMENSION, INITIAL, unit_vector
 
+from data.durable import digest_bytes
 from serving.embedded_store import EmbeddedStore
 from serving.inspection import verify
+from serving.uploaded_images import image_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +58,9 @@ class Journal:
                     self.certain = after
             assert found == {name: left for name, left in self.certain.items() if left is not None}
             names = sorted(found)
+            for image in view.page("", 10_000):
+                if image.digest == digest_bytes(content(image.attributes["number"])):  # not what the batch job brought
+                    assert image_path(index, image.digest).read_bytes() == content(image.attributes["number"])
             expected = np.stack([unit_vector(found[name]).astype(np.float16) for name in names])
             np.testing.assert_array_equal(view.vectors(names), expected)
             for name in random.sample(names, 5):
