@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UserError
-from serving.network import split_address
+from serving.network import join_address, split_address
 from serving.settings_sources import SettingsError, setting
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class ObservationSettings:
     """Metrics and traces for an operator's own systems; off unless their addresses are given."""
 
     metrics_address: str = setting("", "where Prometheus collects; it asks for no token", "HOST:PORT")
+    metrics_public: bool = setting(False, "allow an address for it that others reach", "true, false")
     otlp_endpoint: str = setting("", "collector of OpenTelemetry that is sent traces, over gRPC", "HOST:PORT")
     otlp_tls: bool = setting(False, "with TLS", "true, false")
     trace_share: float = setting(0.01, "of calls that are traced, beside those whose client asks", "0 to 1", 0, 1)
@@ -91,12 +92,12 @@ def _metrics(guard: CallGuard, address: str) -> Iterator[str]:
 
     host, port = split_address(address, "--observe-metrics-address", METRICS_EXAMPLE)
     try:
-        server, thread = start_http_server(port, host.strip("[]"), ServerMetrics(guard).registry)
+        server, thread = start_http_server(port, host, ServerMetrics(guard).registry)
     except OSError as error:
         next_step = "stop the program that uses it, or choose another --observe-metrics-address"
         raise UserError("an address of this machine that is free", f"{address}: {error}", next_step) from None
     try:
-        yield f"http://{host}:{server.server_port}/metrics"
+        yield f"http://{join_address(host, server.server_port)}/metrics"
     finally:
         server.shutdown()
         server.server_close()

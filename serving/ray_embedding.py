@@ -28,6 +28,7 @@ from serving.embedding_shard import (
     load_image,
     recall_digests,
 )
+from serving.network import host_and_port
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -227,6 +228,6 @@ def _connected(settings: RaySettings) -> Iterator[None]:
 
 def _check_reachable(address: str) -> None:
     """An `OSError` at once where nobody listens: Ray itself tries for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    found = host_and_port(address)  # what is none, such as "auto", is Ray's own
+    if found is not None:
+        socket.create_connection(found, timeout=CONNECT_SECONDS).close()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from data import console
 from data.errors import UserError
-from serving.network import split_address
+from serving.network import join_address, split_address
 from serving.observation import observed
 from serving.server_settings import DEFAULT_ADDRESS, ServerSettings, read_arguments
 from serving.settings_sources import to_toml
@@ -142,7 +142,7 @@ def _open_ports(
     for flag, address, admin, told in addresses:
         server = _make_server(settings, guard, health_service, admin)
         port = _open_port(server, address, flag, certificates.credentials() if certificates else None)
-        opened.append((server, f"{told} {split_address(address, flag, DEFAULT_ADDRESS)[0]}:{port}"))
+        opened.append((server, f"{told} {join_address(split_address(address, flag, DEFAULT_ADDRESS)[0], port)}"))
     return opened
 
 

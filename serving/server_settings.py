@@ -64,23 +64,37 @@ class ServerSettings:
         if self.access.certificates and self.tls.client_ca is None:
             next_step = "say who signs clients' certificates by tls.client_ca"
             raise SettingsError("tls.client_ca with access.certificates", "none", next_step)
-        for address, flag in ((self.address, "--address"), (self.admin_address, "--admin-address")):
-            if address:
-                self._check_public(address, flag)
-        if self.http.address and not self.insecure and not is_loopback(self.http.address.rpartition(":")[0]):
-            next_step = "put a proxy with TLS before a loopback address; or --insecure where the network is trusted"
-            received = f"--http-address {self.http.address}, and the page is plain HTTP"
-            raise SettingsError("a loopback address for the page", received, next_step)
+        self._check_calls(self.address, "--address")
+        self._check_calls(self.admin_address, "--admin-address")
+        self._check_plain(self.http.address, "--http-address", "the page", self.insecure)
+        self._check_plain(
+            self.observe.metrics_address,
+            "--observe-metrics-address",
+            "metrics",
+            self.insecure or self.observe.metrics_public,
+            "; or --observe-metrics-public where only the collector reaches it",
+        )
 
-    def _check_public(self, address: str, flag: str) -> None:
-        host, _ = split_address(address, flag, DEFAULT_ADDRESS)
-        if is_loopback(host) or self.insecure or (self.tls.on and self.access.asked_for):
+    def _check_calls(self, address: str, flag: str) -> None:
+        """An address of gRPC is for this machine, or has TLS and tokens, or the network is said to be trusted."""
+        if not address or is_loopback(split_address(address, flag, DEFAULT_ADDRESS)[0]):
+            return
+        if self.insecure or (self.tls.on and self.access.asked_for):
             return
         lacking = [name for name, there in (("TLS", self.tls.on), ("tokens", self.access.asked_for)) if not there]
         raise SettingsError(
             f"TLS and tokens, or client certificates, for an address that others reach ({flag} {address})",
             f"none of {' and '.join(lacking)}" if len(lacking) > 1 else f"no {lacking[0]}",
             "see docs/security.md; or use a loopback address, or --insecure where the network itself is trusted",
+        )
+
+    def _check_plain(self, address: str, flag: str, what: str, allowed: bool, or_else: str = "") -> None:
+        """What is plain HTTP is for this machine, or `allowed` to be read by others."""
+        if not address or is_loopback(split_address(address, flag, DEFAULT_ADDRESS)[0]) or allowed:
+            return
+        next_step = "put a proxy with TLS before a loopback address; or --insecure where the network is trusted"
+        raise SettingsError(
+            f"a loopback address for {what}", f"{flag} {address}, and it is plain HTTP", next_step + or_else
         )
 
     @property

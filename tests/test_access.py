@@ -13,7 +13,6 @@ from serving import access, tokens
 from serving.access import Access, AccessSettings
 from serving.callers import Origin, Unauthenticated
 from serving.method_policies import Scope
-from serving.network import is_loopback, limited_network
 from serving.token_file import TokenError, TokenFile, create, revoke
 
 SEARCH = frozenset({Scope.SEARCH})
@@ -127,15 +126,6 @@ def test_a_token_counts_before_the_certificate_of_the_proxy_that_brings_it(file)
 def test_where_nothing_is_configured_everybody_may_do_everything():
     caller = Access(AccessSettings()).caller(Origin(peer="192.0.2.1"))
     assert (caller.name, caller.kind, caller.scopes) == ("192.0.2.1", "anonymous", set(Scope))
-
-
-def test_a_customers_ipv6_addresses_are_one_caller():
-    assert limited_network("2001:db8:1:2:3::4") == limited_network("2001:db8:1:2::1") == "2001:db8:1:2::/64"
-    assert limited_network("2001:db8:1:3::1") != limited_network("2001:db8:1:2::1")
-    assert limited_network("::ffff:192.0.2.1") == "192.0.2.1"
-    assert limited_network("fe80::1%eth0") == "fe80::/64"
-    assert [limited_network(peer) for peer in ("192.0.2.1", "unix:/run/x", "")] == ["192.0.2.1", "unix:/run/x", ""]
-    assert is_loopback("[::1]")
 
 
 def test_the_command_creates_lists_and_revokes(file, capsys):

@@ -196,14 +196,23 @@ def test_the_token_goes_with_each_call_on_this_machine(client_class, monkeypatch
     assert "given" not in repr(Connection(token="given"))
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1:50051", "search.example.org:50051", "dns:///localhost.example.org:1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("192.0.2.1:50051", "search.example.org:50051", "dns:///localhost.example.org:1"),
+        "ipv4:127.0.0.1:1,192.0.2.1:2",
+    ],
+)
 def test_a_token_is_not_sent_to_another_machine_in_the_clear(address):
     with pytest.raises(UserError, match="TLS on the way to another machine"):
         SearchClient(address, token="secret")
     assert Connection(address, token="secret", tls=True).encrypted
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:50051", "[::1]:50051", "localhost:50051", "unix:/run/search.sock"])
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:50051", "[::1]:50051", "localhost:50051", "unix:/run/search.sock", "ipv4:127.0.0.1:1,127.0.0.1:2"],
+)
 def test_this_machine_is_known_by_its_names(address):
     assert not Connection(address, token="secret").encrypted
 

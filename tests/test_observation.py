@@ -272,6 +272,20 @@ def test_a_server_is_watched_as_its_settings_say(index, tmp_path):
         assert [line["method"] for line in lines if line["logger"] == "serving.calls"] == ["SearchService.Search"]
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_an_ipv6_address_is_listened_on_and_told_in_brackets(index):
+    flags = ["--observe-metrics-address", "[::1]:0", "--http-address", "[::1]:0"]
+    with running(index, *flags, address="[::1]:0") as (process, address):
+        assert address.startswith("[::1]:")
+        for told, path in (("metrics on ", ""), ("page on ", "/v1/status")):
+            url = process.stdout.readline().removeprefix(told).strip()
+            assert url.startswith("http://[::1]:")
+            with SearchClient(address) as client:
+                client.wait_until_ready(30)
+            with urllib.request.urlopen(url + path) as response:
+                assert response.status == 200
+
+
 def test_a_taken_address_for_metrics_is_a_clear_error(index):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -125,10 +125,25 @@ def test_the_page_stays_on_a_loopback_address_because_it_is_plain_http():
     with pytest.raises(SettingsError, match="a loopback address for the page"):
         read("--http-address", "0.0.0.0:8080", *TLS, *TOKENS)
     assert read("--http-address", "0.0.0.0:8080", "--insecure")
+    assert read("--http-address", "[::1]:8080")
+    with pytest.raises(UserError, match="--http-address 127.0.0.1:50051"):
+        read("--http-address", "8080", "--insecure")
     assert read("--http-origins", "https://a.example, https://b.example").http.origins == (
         "https://a.example",
         "https://b.example",
     )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "[::]", "collector.example.org"])
+def test_metrics_stay_on_a_loopback_address_unless_others_are_to_read_them(host):
+    for given_ in ((), (*TLS, *TOKENS)):
+        with pytest.raises(SettingsError, match=r"a loopback address for metrics.*--observe-metrics-public"):
+            read("--observe-metrics-address", f"{host}:9090", *given_)
+    for allowed in ("--insecure", "--observe-metrics-public"):
+        assert read("--observe-metrics-address", f"{host}:9090", allowed)
+    assert read("--observe-metrics-address", "[::1]:9090")
+    with pytest.raises(SettingsError):  # which says nothing of the other addresses
+        read("--observe-metrics-public", "--address", f"{host}:50051")
 
 
 def test_operators_do_not_call_at_a_public_address_unless_told():

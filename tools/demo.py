@@ -22,6 +22,7 @@ from pathlib import Path
 from data import console
 from data.errors import SourceError
 from serving.client import SearchClient
+from serving.network import join_address, split_address
 
 BUILD = Path("build")
 HITS = 5
@@ -161,13 +162,12 @@ def _exact_answers(client: SearchClient, index: Path, questions: Sequence[Questi
 
 def _free(address: str) -> str:
     """The address, with the first port from its own on that is free."""
-    host, _, first = address.rpartition(":")
-    for port in range(int(first), int(first) + 100):
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind((host, port))
-            return f"{host}:{port}"
-    return f"{host}:0"
+    host, first = split_address(address, "--http-address", "127.0.0.1:8080")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in range(first, min(first + 100, 65_536)):
+        with contextlib.suppress(OSError), socket.create_server((host, port), family=family):
+            return join_address(host, port)
+    return join_address(host, 0)
 
 
 def _say_how_to_query(address: str, page: str) -> None:

@@ -16,6 +16,7 @@ from data.durable import cache_directory
 from data.errors import UserError
 from serving.call_guard import CallGuard
 from serving.isolated_decoding import IsolatedDecoder
+from serving.network import join_address, split_address
 from serving.web.gateway import Gateway
 from serving.web.http_settings import HttpSettings
 from serving.web.pictures import Pictures
@@ -53,7 +54,7 @@ async def http_server(
     serving = asyncio.ensure_future(server.serve([listening]))
     host, port = listening.getsockname()[:2]
     try:
-        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        yield f"http://{join_address(host, port)}"
     finally:
         server.should_exit = True
         await serving
@@ -99,12 +100,10 @@ class _PatientProtocol(H11Protocol):
 
 def _listen(address: str) -> socket.socket:
     """A bound socket; the system chooses the port when it is 0."""
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdecimal() and int(port) < 65_536):
-        raise UserError("an address HOST:PORT", repr(address), "name one such as --http-address 127.0.0.1:8080")
+    host, port = split_address(address, "--http-address", "127.0.0.1:8080")
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listening = socket.socket(family, kind, protocol)
         try:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.network import is_loopback
+from serving.network import host_of, is_loopback
 from serving.web.problems import HttpRefusal, problem_of
 
 
@@ -24,8 +24,7 @@ class KnownHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] == "http" and is_loopback((scope.get("server") or ("",))[0]):
-            host = Headers(scope=scope).get("host", "").lower()
-            name = host if host.endswith("]") else host.rpartition(":")[0] or host
+            name = host_of(Headers(scope=scope).get("host", "").lower())
             if not is_loopback(name) and name not in self._names:
                 refused = HttpRefusal(421, "the server answers to other names; a proxy's own is told by http.hosts")
                 return await problem_of(refused)(scope, receive, send)
