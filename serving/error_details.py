@@ -1,6 +1,7 @@
 """From an exception to a gRPC status with google.rpc details; knows no service and runs none.
 
-Every status carries ErrorInfo with the domain "imageretrieval" and one of the stable reasons below.
+Every status carries ErrorInfo with the domain "imageretrieval" and one of the stable reasons below. Clients repeat calls
+by their code: UNAVAILABLE and RESOURCE_EXHAUSTED are for what passes by itself, and always carry RetryInfo.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
         return _status(grpc.StatusCode.PERMISSION_DENIED, str(error), Reason.PERMISSION_DENIED, metadata=scope)
     if isinstance(error, ResponseTooLarge):
         message = "the answer is larger than a message may be; ask for less at once"
-        return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, message, Reason.RESPONSE_TOO_LARGE)
+        violation = error_details_pb2.BadRequest.FieldViolation(description=message)
+        bad_request = error_details_pb2.BadRequest(field_violations=[violation])
+        return _status(grpc.StatusCode.INVALID_ARGUMENT, message, Reason.RESPONSE_TOO_LARGE, bad_request)
     if isinstance(error, NotReady):
         message = "the model and the index are being loaded; try again when the health service says SERVING"
         return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.NOT_READY, _retry_after(1.0))
@@ -141,7 +144,11 @@ def _unchanged(error: Exception) -> status_pb2.Status | None:
         return _status(grpc.StatusCode.UNIMPLEMENTED, message, Reason.READ_ONLY)
     if isinstance(error, StoreFailed) and error.full:
         message = "the server's disk is full; nothing of this was applied"
-        return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, message, Reason.DISK_FULL)
+        violation = error_details_pb2.PreconditionFailure.Violation(
+            type=Reason.DISK_FULL.value, subject="disk", description="room on the server's disk"
+        )
+        failure = error_details_pb2.PreconditionFailure(violations=[violation])
+        return _status(grpc.StatusCode.FAILED_PRECONDITION, message, Reason.DISK_FULL, failure)
     if isinstance(error, StoreFailed | StoreUnreachable):
         message = "the store did not take this, and nothing of it was applied; try again"
         return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.STORE_FAILED, _retry_after(1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import time
 
@@ -24,8 +25,9 @@ from protos.imageretrieval.v1 import (
 )
 from serving.client import SearchClient, ServiceError, Upload
 from serving.client_connection import Connection, from_environment
-from serving.error_details import status_of
+from serving.error_details import ResponseTooLarge, status_of
 from serving.grpc_methods import _pushback
+from serving.image_changes import StoreFailed
 from serving.overload import Overloaded
 
 UNAVAILABLE, EXHAUSTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -144,6 +146,18 @@ def test_a_refusal_for_good_is_not_repeated(client_class):
     with unwell.serve() as address, client_class(address, timeout=30) as client, pytest.raises(ServiceError) as refusal:
         client.search("red")
     assert (refusal.value.code, refusal.value.reason) == ("INVALID_ARGUMENT", "")
+    assert len(unwell.requests) == 1
+
+
+@pytest.mark.parametrize("error", [StoreFailed(OSError(errno.ENOSPC, "full")), ResponseTooLarge()])
+def test_what_a_second_try_cannot_mend_is_not_repeated(client_class, error):
+    status = status_of(error, "")
+    told = rpc_status.to_status(status)
+    unwell = Unwell(*[(told.code, (*told.trailing_metadata, *_pushback(status)))] * 4)
+    with unwell.serve() as address, client_class(address, timeout=30) as client:
+        with pytest.raises(ServiceError) as refusal:
+            client.upsert_image(Upload("a", b"x"))
+    assert refusal.value.reason in ("DISK_FULL", "RESPONSE_TOO_LARGE")
     assert len(unwell.requests) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from data.errors import ImageError, QueryError, SnapshotError
 from serving.caller_limits import LimitExceeded
 from serving.callers import PermissionDenied, Unauthenticated, UnknownMethod
 from serving.catalog import ImageNotFound
+from serving.client_connection import SERVICE_CONFIG
 from serving.error_details import MalformedRequest, NotReady, Reason, ResponseTooLarge, status_of
 from serving.image_changes import ReadOnly, StoreFailed
 from serving.index_upkeep import NotOffered
@@ -75,6 +77,21 @@ def test_clients_get_what_is_documented_and_nothing_internal(reason):
     assert (code_pb2.Code.Name(status.code), details) == documented()[reason.value]
     assert "secret" not in str(status)
     assert status.message
+
+
+@pytest.mark.parametrize("reason", EXAMPLES)
+def test_clients_repeat_by_code_what_says_when_and_nothing_else(reason):
+    code, details = documented()[reason.value]
+    assert (code in repeated_codes()) == ("RetryInfo" in details)
+
+
+def repeated_codes():
+    """Those that clients repeat by, the same in each of them."""
+    (method,) = SERVICE_CONFIG["methodConfig"]
+    codes = method["retryPolicy"]["retryableStatusCodes"]
+    javascript = (ROOT / "examples" / "javascript" / "connection.js").read_text("utf-8")
+    assert re.findall(r"retryableStatusCodes: (\[.*\])", javascript) == [json.dumps(codes)]
+    return codes
 
 
 def test_what_is_missing_is_named():

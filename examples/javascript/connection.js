@@ -21,7 +21,8 @@ const definition = protoLoader.loadSync(FILES.map((name) => `imageretrieval/v1/$
 
 export const { v1 } = grpc.loadPackageDefinition(definition).imageretrieval;
 
-// What may come twice is repeated; a server that tells when to come again is asked then.
+// What may come twice is repeated where the code tells that it passes by itself (docs/errors.md); a server that tells when
+// to come again is asked then.
 const SERVICE_CONFIG = {
   methodConfig: [
     {
@@ -47,6 +48,7 @@ export function connect(Service, environment = process.env) {
   const credentials = roots ? grpc.credentials.createSsl(readFileSync(roots)) : grpc.credentials.createInsecure();
   return new Service(address, credentials, {
     "grpc.service_config": JSON.stringify(SERVICE_CONFIG),
+    "grpc.max_send_message_length": 33 * 1024 * 1024, // the server takes no more
     "grpc.max_receive_message_length": 33 * 1024 * 1024,
     interceptors: token ? [withToken(token)] : [],
   });
