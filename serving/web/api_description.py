@@ -32,72 +32,6 @@ _SCALARS: dict[int, Schema] = {
 
 def description() -> Schema:
     """The document."""
-    problem = {"$ref": "#/components/schemas/Problem"}
-    refused = {"description": "Why it was refused", "content": {MEDIA_TYPE: {"schema": problem}}}
-    responses = {"default": refused}
-    pictures = _parameter(PICTURES, "boolean", "Tell the size of each hit's picture, and where it is.")
-    image_id = {"name": "image_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    digest = _parameter("digest", "string", "With the image's digest, the answer may be kept for good.")
-    found = {"200": _json_response("The hits, best first", "SearchResponse"), **responses}
-    form = {
-        "type": "object",
-        "properties": {
-            "request": {"type": "string", "description": "A SearchRequest as JSON."},
-            "image": {
-                "type": "array",
-                "items": {"type": "string", "format": "binary"},
-                "description": "An image for each query of the request without an input, in their order.",
-            },
-        },
-    }
-    paths = {
-        "/v1/search": {
-            "get": {
-                "summary": "Search by a text or an indexed image",
-                "operationId": "search",
-                "parameters": [
-                    *(_parameter(name, kind, f"SearchRequest.{field}") for name, (kind, field) in PARAMETERS.items()),
-                    pictures,
-                ],
-                "responses": found,
-            },
-            "post": {
-                "summary": "Search by anything that gRPC takes",
-                "operationId": "searchBy",
-                "parameters": [pictures],
-                "requestBody": {
-                    "required": True,
-                    "content": {
-                        "application/json": {"schema": {"$ref": "#/components/schemas/SearchRequest"}},
-                        "multipart/form-data": {"schema": form},
-                    },
-                },
-                "responses": found,
-            },
-        },
-        "/v1/images/{image_id}": {
-            "get": {
-                "summary": "What is known about an image",
-                "operationId": "getImage",
-                "parameters": [image_id],
-                "responses": {"200": _json_response("The image", "GetImageResponse"), **responses},
-            }
-        },
-        "/v1/images/{image_id}/thumbnail": _shows("A small copy", "thumbnail", [image_id, digest], ("image/webp",)),
-        "/v1/images/{image_id}/content": _shows(
-            "The picture as it was indexed",
-            "content",
-            [image_id, digest],
-            ("image/jpeg", "image/png", "image/gif", "image/webp"),
-        ),
-        "/v1/status": {
-            "get": {
-                "summary": "What is served",
-                "operationId": "status",
-                "responses": {"200": _json_response("The index", "GetIndexResponse"), **responses},
-            }
-        },
-    }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -105,12 +39,68 @@ def description() -> Schema:
             "version": _version(),
             "description": "The JSON form of imageretrieval.v1; limits, tokens and reasons are those of gRPC.",
         },
-        "paths": paths,
+        "paths": {"/v1/search": _searches(), **_images(), "/v1/status": {"get": _status()}},
         "components": {
             "schemas": {**_schemas(), "Problem": _PROBLEM},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"token": []}],
+    }
+
+
+def _searches() -> Schema:
+    pictures = _parameter(PICTURES, "boolean", "Tell the size of each hit's picture, and where it is.")
+    found = _answers(_json_response("The hits, best first", "SearchResponse"))
+    return {
+        "get": {
+            "summary": "Search by a text or an indexed image",
+            "operationId": "search",
+            "parameters": [
+                *(_parameter(name, kind, f"SearchRequest.{field}") for name, (kind, field) in PARAMETERS.items()),
+                pictures,
+            ],
+            "responses": found,
+        },
+        "post": {
+            "summary": "Search by anything that gRPC takes",
+            "operationId": "searchBy",
+            "parameters": [pictures],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": {"$ref": "#/components/schemas/SearchRequest"}},
+                    "multipart/form-data": {"schema": _FORM},
+                },
+            },
+            "responses": found,
+        },
+    }
+
+
+def _images() -> dict[str, Schema]:
+    image_id = {"name": "image_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    digest = _parameter("digest", "string", "With the image's digest, the answer may be kept for good.")
+    known = {
+        "summary": "What is known about an image",
+        "operationId": "getImage",
+        "parameters": [image_id],
+        "responses": _answers(_json_response("The image", "GetImageResponse")),
+    }
+    formats = ("image/jpeg", "image/png", "image/gif", "image/webp")
+    return {
+        "/v1/images/{image_id}": {"get": known},
+        "/v1/images/{image_id}/thumbnail": _shows("A small copy", "thumbnail", [image_id, digest], ("image/webp",)),
+        "/v1/images/{image_id}/content": _shows(
+            "The picture as it was indexed", "content", [image_id, digest], formats
+        ),
+    }
+
+
+def _status() -> Schema:
+    return {
+        "summary": "What is served",
+        "operationId": "status",
+        "responses": _answers(_json_response("The index", "GetIndexResponse")),
     }
 
 
@@ -132,17 +122,28 @@ def _json_response(told: str, name: str) -> Schema:
 
 def _shows(told: str, name: str, parameters: list[Schema], media_types: tuple[str, ...]) -> Schema:
     content = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}
-    responses = {
-        "200": {"description": told, "content": content},
-        "304": {"description": "It is what If-None-Match names"},
-        "default": {
-            "description": "Why it was refused",
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        },
-    }
+    responses = _answers({"description": told, "content": content})
+    responses["304"] = {"description": "It is what If-None-Match names"}
     return {"get": {"summary": told, "operationId": name, "parameters": parameters, "responses": responses}}
 
 
+def _answers(found: Schema) -> Schema:
+    """The responses of an operation: what is found, or why it was refused."""
+    problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {"200": found, "default": {"description": "Why it was refused", "content": {MEDIA_TYPE: problem}}}
+
+
+_FORM: Schema = {
+    "type": "object",
+    "properties": {
+        "request": {"type": "string", "description": "A SearchRequest as JSON."},
+        "image": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "An image for each query of the request without an input, in their order.",
+        },
+    },
+}
 _PROBLEM: Schema = {
     "type": "object",
     "required": ["type", "title", "status", "detail", "code", "reason"],

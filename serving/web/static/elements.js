@@ -1,4 +1,6 @@
-// Makes elements. Text is only ever text: nothing here parses HTML.
+// Finds and makes elements. Text is only ever text: nothing here parses HTML.
+
+export const byId = (id) => document.getElementById(id);
 
 /** An element; `properties` are set on it, those with a dash and `role` as attributes, functions as listeners. */
 export function el(tag, properties = {}, ...children) {

@@ -1,200 +1,63 @@
 // The page: joins what is typed, chosen and clicked to searches, and these to what is shown.
 
-import { Offline, Problem, search, setToken, status } from "./api.js";
+import { status } from "./api.js";
 import { showChips } from "./chips.js";
+import { listenToControls } from "./controls.js";
 import { Detail } from "./detail.js";
-import { count, el, oneLine, percent } from "./elements.js";
+import { byId, count, el, oneLine } from "./elements.js";
 import { Attributes, showFilters } from "./filters.js";
 import { Grid } from "./grid.js";
-import { emptyQuery, fromAddress, isEmpty, LESS, MORE, toAddress, toRequest } from "./query.js";
+import { tell } from "./notice.js";
+import { emptyQuery, fromAddress, isEmpty, LESS, MORE, toAddress } from "./query.js";
+import { Refusals } from "./refusals.js";
+import { Searches } from "./searches.js";
 import { listen, toUpload } from "./uploads.js";
 
-const PAGE = 60; // results fetched at once
-const TYPING = 120; // milliseconds without a key before a search
-const AGAIN = 2_000; // milliseconds before asking a server that did not answer
-const UNLIKELY = 0.05; // below this probability of a match, none is confident
-const FAINT = 0.25; // a hit less probable than this share of the first is not confident
-
-const $ = (id) => document.getElementById(id);
 const attributes = new Attributes();
 const kept = new Map(); // uploads by key, for the way back
 let query = emptyQuery();
-let next = ""; // the token of the page that follows
-let asked = null; // the request that the results answer
-let searching = null; // the AbortController of what is under way
-let paging = false;
-let typing = 0;
-let waiting = 0;
-let sure = ""; // what the model says of the first ten results
 let revision = ""; // of the index that the footer tells of
 let byKeyboard = false; // whether the focus goes to the results that come
 
-const grid = new Grid($("grid"), {
+const grid = new Grid(byId("grid"), {
   open: (place) => open(grid.hits[place]),
   more: (place) => addLike(grid.hits[place], MORE),
   less: (place) => addLike(grid.hits[place], LESS),
-  end: () => nextPage(),
+  end: () => searches.nextPage(),
   address: (hit) => toAddress(query, hit.imageId),
 });
-const detail = new Detail($("detail"), {
+const detail = new Detail(byId("detail"), {
   close: closeDetail,
   step,
   more: (hit) => addLike(hit, MORE),
   less: (hit) => addLike(hit, LESS),
 });
+const searches = new Searches(grid, attributes, {
+  begins: () => refusals.stopWaiting(),
+  found,
+  refused: (error) => refusals.tell(error, run),
+});
+const refusals = new Refusals({ run, begin, beginAgain, showIndex, clear: () => searches.clear() });
 
 // ---- searching
 
-/** Search for what the query says now; whatever is under way is given up. */
-async function run() {
-  searching?.abort();
-  clearTimeout(waiting);
-  const now = toRequest(query);
-  const mine = searching = new AbortController();
-  next = "";
-  if (!now) {
-    busy(false);
-    asked = null;
-    grid.show([], null);
-    say("");
-    tell(null);
-    $("welcome").hidden = false;
-    return;
-  }
-  busy(true);
-  try {
-    const answer = await search({ ...now.request, pageSize: PAGE }, now.images, mine.signal);
-    if (mine.signal.aborted) return;
-    tell(null);
-    asked = now;
-    next = answer.nextPageToken;
-    scrollTo(0, 0);
-    grid.show(answer.hits, cutOf(answer));
-    requestAnimationFrame(() => setTimeout(markPainted));
-    attributes.fromHits(answer.hits);
-    if (!$("filters").hidden) refreshFilters();
-    $("welcome").hidden = true;
-    sure = answer.matchProbability === undefined ? "" : ` · ${percent(answer.matchProbability)} that the one you mean is among the first ten`;
-    say(resultCount());
-    busy(false);
-    if (answer.indexRevision !== revision) status().then(showIndex).catch(() => {});
-    if (byKeyboard && answer.hits.length) grid.focus(0);
-    byKeyboard = false;
-    if (detail.id !== null) showOpen(detail.id); // which was opened by its address, before its neighbours were known
-  } catch (error) {
-    if (error.name !== "AbortError" && mine === searching) refused(error, run);
-  }
+function run() {
+  searches.run(query);
 }
 
-/** Note when results were on the screen, for who measures it. */
-function markPainted() {
-  performance.clearMarks("painted");
-  performance.mark("painted");
+/** What else the page does when a first page of results is shown. */
+function found(answer) {
+  if (!byId("filters").hidden) refreshFilters();
+  if (answer.indexRevision !== revision) status().then(showIndex).catch(() => {});
+  if (byKeyboard && answer.hits.length) grid.focus(0);
+  byKeyboard = false;
+  if (detail.id !== null) showOpen(detail.id); // which was opened by its address, before its neighbours were known
 }
-
-async function nextPage() {
-  if (!next || paging || !asked) return;
-  paging = true;
-  const mine = searching;
-  try {
-    const page = { ...asked.request, pageSize: PAGE, pageToken: next };
-    const answer = await search(page, asked.images, mine.signal);
-    if (mine !== searching) return;
-    next = answer.nextPageToken;
-    attributes.fromHits(answer.hits);
-    grid.add(answer.hits);
-    say(resultCount());
-  } catch (error) {
-    if (error.name === "AbortError" || mine !== searching) return;
-    next = "";
-    refused(error, run);
-  } finally {
-    paging = false;
-  }
-  grid.render();
-}
-
-/** Where confident matches end, where the model says how sure it is. */
-function cutOf({ hits, matchProbability }) {
-  if (matchProbability === undefined || !hits.length) return null;
-  if (matchProbability < UNLIKELY) return { after: 0, text: "Perhaps nothing here is what you mean" };
-  const least = FAINT * hits[0].probability;
-  const after = hits.findIndex((hit) => !(hit.probability >= least));
-  return after > 0 ? { after, text: "Less certain from here on" } : null;
-}
-
-const resultCount = () => (grid.hits.length ? `${count(grid.hits.length)}${next ? " and more" : ""} pictures${sure}` : "Nothing found");
-
-// ---- telling
-
-const busy = (on) => { $("progress").hidden = !on; $("grid").setAttribute("aria-busy", on); };
-const say = (text) => {
-  if (text === "Nothing found") tell("Nothing found", query.filters.size || query.custom ? "No picture passes the filters." : "The index holds no picture.");
-  $("count").textContent = text;
-};
-
-/** Show a notice, with what to do about it, or none. */
-function tell(title, detailed = "", ...actions) {
-  $("notice").hidden = title === null;
-  $("notice").replaceChildren(...(title === null ? [] : [el("strong", {}, title), el("span", {}, detailed), ...actions]));
-}
-
-function refused(error, again) {
-  busy(false);
-  $("welcome").hidden = true;
-  const custom = $("custom-error");
-  if (custom) custom.textContent = "";
-  if (error instanceof Offline) {
-    tell("The server does not answer", "What was found stays here; the search goes on as soon as it is back.");
-    waiting = setTimeout(() => wait(again), AGAIN);
-  } else if (error instanceof Problem && error.passes) {
-    const loading = error.reason === "NOT_READY";
-    tell(loading ? "The model is being loaded" : "The server is busy", "The search goes on by itself.");
-    waiting = setTimeout(again, 1_000 * Math.max(1, error.retryAfter));
-  } else if (error instanceof Problem && error.status === 401) {
-    askForToken();
-  } else if (error instanceof Problem && error.reason === "PAGE_TOKEN_EXPIRED") {
-    tell("The index has changed", "These results are from before.", button("Search again", run));
-  } else {
-    const field = error.violations?.[0]?.field;
-    if (field === "filter" && custom) custom.textContent = error.violations[0].description;
-    grid.show([], null);
-    $("count").textContent = "";
-    tell("This cannot be searched for", oneLine(error.violations?.[0]?.description ?? error.message, 500), button("Begin again", beginAgain));
-  }
-}
-
-/** Ask until the server answers again. */
-async function wait(again) {
-  try {
-    showIndex(await status());
-  } catch (error) {
-    if (error instanceof Offline) {
-      waiting = setTimeout(() => wait(again), AGAIN);
-      return;
-    }
-  }
-  again();
-}
-
-function askForToken() {
-  const token = el("input", { type: "password", autocomplete: "off", "aria-label": "Token" });
-  const form = el("form", {}, token, el("button", {}, "Use it"));
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    setToken(token.value.trim());
-    begin();
-  });
-  tell("This server asks for a token", "It stays in this tab until you close it.", form);
-  token.focus();
-}
-
-const button = (label, click) => el("button", { type: "button", click }, label);
 
 function showIndex(found) {
   revision = found.revision;
   attributes.fromIndex(found.attributes ?? []);
-  $("about").replaceChildren(
+  byId("about").replaceChildren(
     `${count(found.imageCount)} pictures · model ${oneLine(found.modelName, 60)} `,
     el("code", { title: `model revision ${found.modelRevision}` }, found.modelRevision.slice(0, 12)),
     " · index ",
@@ -216,22 +79,22 @@ function changed({ typing: typed = false } = {}) {
 }
 
 function showQuery() {
-  const text = $("text");
+  const text = byId("text");
   if (text.value !== query.text) text.value = query.text;
-  $("clear").hidden = isEmpty(query);
-  showChips($("chips"), query, () => changed(), (name) => {
+  byId("clear").hidden = isEmpty(query);
+  showChips(byId("chips"), query, () => changed(), (name) => {
     if (name === null) query.custom = "";
     else query.filters.delete(name);
     refreshFilters();
     changed();
   });
   const filters = query.filters.size + (query.custom.trim() ? 1 : 0);
-  $("filter-count").textContent = filters;
-  $("filter-count").hidden = !filters;
+  byId("filter-count").textContent = filters;
+  byId("filter-count").hidden = !filters;
   document.title = query.text.trim() ? `${oneLine(query.text, 60)} · Image search` : "Image search";
 }
 
-const refreshFilters = () => showFilters($("filters"), attributes, query, () => changed());
+const refreshFilters = () => showFilters(byId("filters"), attributes, query, () => changed());
 
 function addLike(hit, weight) {
   const place = query.parts.findIndex((part) => part.id === hit.imageId);
@@ -255,7 +118,7 @@ function beginAgain() {
   query = emptyQuery();
   refreshFilters();
   changed();
-  $("text").focus();
+  byId("text").focus();
 }
 
 // ---- one image
@@ -268,7 +131,7 @@ function open(hit) {
 function showOpen(id) {
   const place = grid.hits.findIndex((hit) => hit.imageId === id);
   if (place >= 0) detail.show(grid.hits[place], place, grid.hits.length);
-  else detail.load(id).catch((error) => { if (!grid.hits.length) refused(error, begin); });
+  else detail.load(id).catch((error) => { if (!grid.hits.length) refusals.tell(error, begin); });
 }
 
 function closeDetail() {
@@ -312,59 +175,23 @@ function begin() {
   showQuery();
   tell(null);
   const first = status().then((found) => { showIndex(found); refreshFilters(); });
-  if (isEmpty(query)) first.catch((error) => refused(error, begin));
+  if (isEmpty(query)) first.catch((error) => refusals.tell(error, begin));
   else { first.catch(() => {}); run(); }
   if (id !== null) showOpen(id);
 }
 
-$("text").addEventListener("input", () => {
-  query.text = $("text").value;
-  clearTimeout(typing);
-  typing = setTimeout(() => changed({ typing: true }), TYPING);
-});
-$("text").addEventListener("change", () => history.replaceState({ ...history.state, typing: false }, ""));
-$("text").addEventListener("keydown", (event) => {
-  if (event.key === "ArrowDown" && grid.hits.length) { event.preventDefault(); grid.focus(0); }
-  if (event.key === "Escape" && query.text) { query.text = ""; changed(); }
-});
-$("search").addEventListener("submit", (event) => {
-  event.preventDefault();
-  clearTimeout(typing);
-  query.text = $("text").value;
-  changed();
-});
-$("clear").addEventListener("click", beginAgain);
-document.querySelector(".brand").addEventListener("click", (event) => { event.preventDefault(); beginAgain(); });
-$("pick").addEventListener("click", () => $("file").click());
-$("file").addEventListener("change", () => {
-  const [file] = $("file").files;
-  $("file").value = "";
-  if (file) useUpload(file);
-});
-$("filter-toggle").addEventListener("click", () => {
-  const shown = $("filters").hidden;
-  if (shown) refreshFilters();
-  $("filters").hidden = !shown;
-  $("filter-toggle").setAttribute("aria-expanded", shown);
-});
-$("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-  try { localStorage.setItem("theme", root.dataset.theme); } catch { /* storage may be blocked */ }
-});
-addEventListener("keydown", (event) => {
-  const writing = event.target.matches("input:not([type=range], [type=checkbox], [type=radio]), textarea");
-  if (event.key === "/" && !writing && !event.ctrlKey && !event.metaKey) {
-    event.preventDefault();
-    if (detail.id !== null) closeDetail();
-    $("text").focus();
-    $("text").select();
-  } else if (event.key === "Escape" && !writing && detail.id === null) {
-    $("text").focus();
-  }
+listenToControls({
+  typed: (text) => { query.text = text; },
+  paused: () => changed({ typing: true }),
+  settled: () => history.replaceState({ ...history.state, typing: false }, ""),
+  entered: (text) => { query.text = text; changed(); },
+  escaped: () => { if (query.text) { query.text = ""; changed(); } },
+  beginAgain,
+  picked: useUpload,
+  filters: refreshFilters,
+  down: () => { if (grid.hits.length) grid.focus(0); return grid.hits.length > 0; },
+  toField: () => { if (detail.id !== null) closeDetail(); },
 });
 addEventListener("popstate", fromHistory);
-addEventListener("online", () => { if (waiting) { clearTimeout(waiting); wait(run); } });
-listen($("drop"), useUpload);
+listen(byId("drop"), useUpload);
 begin();
