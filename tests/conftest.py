@@ -48,6 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["DUAL_ENCODER_CACHE"] = str(cache)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: it takes ten minutes, in which the other process runs all the others."""
+    items.sort(key=lambda item: item.path.name != "test_soak.py")
+
+
 @pytest.fixture
 def no_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing that downloads published models reaches anybody, and nothing is kept on this machine."""

@@ -170,8 +170,9 @@ class Clients:
                     done = await client.wait(await client.publish(), timeout=60)
                     self.journal.ended["publish", "OK"] += done.done and done.error is None
                 except ServiceError as error:
-                    # The operations of a server end with it.
-                    if error.code != "NOT_FOUND":
+                    if error.code == "FAILED_PRECONDITION" and "no other job that publishes" in error.message:
+                        self.journal.ended["publish", "later"] += 1  # the other model is being published
+                    elif error.code != "NOT_FOUND":  # the operations of a server end with it
                         await self._forgiven("publish", error)
 
     async def _changer(self) -> None:
