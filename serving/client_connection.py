@@ -49,8 +49,9 @@ _REPEATABLE = {
 }  # fmt: skip
 
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md. These codes are of what passes by itself, see
-# docs/errors.md. A server that tells when to come again (the trailer grpc-retry-pushback-ms) is asked then; when half of the tokens are spent, because most calls fail, none is repeated.
-# A name with several addresses is several servers, which are asked in turn.
+# docs/errors.md. A server that tells when to come again (the trailer grpc-retry-pushback-ms) is asked then; when half
+# of the tokens are spent, because most calls fail, none is repeated. A name with several addresses is several servers,
+# which are asked in turn.
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [

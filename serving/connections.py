@@ -1,7 +1,7 @@
 """What a client's connection may do before any call is looked at: sizes, streams, pings, age; knows no call.
 
-gRPC for Python cannot limit how many connections there are, nor how many come from one address: a proxy before the
-server does that, see docs/security.md.
+gRPC for Python cannot limit how many connections come from one address: a proxy before the server does that, see
+docs/security.md.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ MAX_MESSAGE_BYTES = 33 * 1024 * 1024
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """Limits of one HTTP/2 connection."""
+    """Limits of one HTTP/2 connection, and how many there may be."""
 
+    count: int = setting(1_000, "connections to an address; of more, none is accepted", "N", 1, 1_000_000)
     concurrent_calls: int = setting(256, "calls under way in one connection; more wait in the client", "N", 1, 100_000)
     metadata_kib: int = setting(16, "metadata of a call, tokens and tracing included", "KIB", 1, 1_024)
     idle: float = setting(900.0, "without a call, after which a connection is closed", "SECONDS", 1)
@@ -34,6 +35,7 @@ def channel_options(settings: ConnectionSettings) -> list[tuple[str, int]]:
     """The settings as gRPC takes them."""
     return [
         ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share its calls
+        ("grpc.max_allowed_incoming_connections", settings.count),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", settings.metadata_kib * 1024),

@@ -1,7 +1,7 @@
 """From an exception to a gRPC status with google.rpc details; knows no service and runs none.
 
-Every status carries ErrorInfo with the domain "imageretrieval" and one of the stable reasons below. Clients repeat calls
-by their code: UNAVAILABLE and RESOURCE_EXHAUSTED are for what passes by itself, and always carry RetryInfo.
+Every status carries ErrorInfo with the domain "imageretrieval" and one of the stable reasons below. Clients repeat
+calls by their code: UNAVAILABLE and RESOURCE_EXHAUSTED are for what passes by itself, and always carry RetryInfo.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Reason(StrEnum):
     RATE_LIMITED = "RATE_LIMITED"  # the caller asks for more than its share; try again after the delay in RetryInfo
     OVERLOADED = "OVERLOADED"  # more waits than can be done in time; try again after the delay in RetryInfo
     MALFORMED_REQUEST = "MALFORMED_REQUEST"  # the request is no message of the method's type
+    REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"  # the request has more bytes than its method takes
     METHOD_NOT_FOUND = "METHOD_NOT_FOUND"  # no method of this name is answered at this address
     UNAUTHENTICATED = "UNAUTHENTICATED"  # no credential, or one that is not accepted
     PERMISSION_DENIED = "PERMISSION_DENIED"  # the credential has not the scope that this needs
@@ -66,6 +67,13 @@ class Reason(StrEnum):
 
 class MalformedRequest(Exception):
     """What came is no message of the method's type; the text is for the client."""
+
+
+class RequestTooLarge(Exception):
+    """A request has more bytes than its method takes."""
+
+    def __init__(self, size: int, most: int) -> None:
+        super().__init__(f"expected a request of at most {most:,} bytes; received {size:,}; split it, or ask for less")
 
 
 class ResponseTooLarge(Exception):
@@ -96,9 +104,9 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
         reason = Reason.RATE_LIMITED if isinstance(error, LimitExceeded) else Reason.OVERLOADED
         return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), reason, _retry_after(error.retry_after))
     if isinstance(error, MalformedRequest):
-        violation = error_details_pb2.BadRequest.FieldViolation(description=_short(str(error)))
-        bad_request = error_details_pb2.BadRequest(field_violations=[violation])
-        return _status(grpc.StatusCode.INVALID_ARGUMENT, str(error), Reason.MALFORMED_REQUEST, bad_request)
+        return _unfit(str(error), Reason.MALFORMED_REQUEST)
+    if isinstance(error, RequestTooLarge):
+        return _unfit(str(error), Reason.REQUEST_TOO_LARGE)
     if isinstance(error, UnknownMethod):
         message = "no such method is answered at this address"
         return _status(grpc.StatusCode.UNIMPLEMENTED, message, Reason.METHOD_NOT_FOUND)
@@ -109,9 +117,7 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
         return _status(grpc.StatusCode.PERMISSION_DENIED, str(error), Reason.PERMISSION_DENIED, metadata=scope)
     if isinstance(error, ResponseTooLarge):
         message = "the answer is larger than a message may be; ask for less at once"
-        violation = error_details_pb2.BadRequest.FieldViolation(description=message)
-        bad_request = error_details_pb2.BadRequest(field_violations=[violation])
-        return _status(grpc.StatusCode.INVALID_ARGUMENT, message, Reason.RESPONSE_TOO_LARGE, bad_request)
+        return _unfit(message, Reason.RESPONSE_TOO_LARGE)
     if isinstance(error, NotReady):
         message = "the model and the index are being loaded; try again when the health service says SERVING"
         return _status(grpc.StatusCode.UNAVAILABLE, message, Reason.NOT_READY, _retry_after(1.0))
@@ -203,6 +209,13 @@ def reason_of(status: status_pb2.Status) -> str:
     """The stable word in a status, or an empty text."""
     info = error_details_pb2.ErrorInfo()
     return info.reason if any(detail.Unpack(info) for detail in status.details) else ""
+
+
+def _unfit(message: str, reason: Reason) -> status_pb2.Status:
+    """A request is not right as a whole; no field is at fault."""
+    violation = error_details_pb2.BadRequest.FieldViolation(description=_short(message))
+    bad_request = error_details_pb2.BadRequest(field_violations=[violation])
+    return _status(grpc.StatusCode.INVALID_ARGUMENT, message, reason, bad_request)
 
 
 def _invalid(error: QueryError) -> status_pb2.Status:

@@ -22,12 +22,14 @@ class Scope(StrEnum):
 class MethodPolicy:
     """Who may call a method and where.
 
-    `bulk` methods do much work a call, or wait long: fewer of them run at once for each caller. `admin` methods are
-    answered at the admin address only, where a server has one.
+    `bulk` methods do much work a call, or wait long: fewer of them run at once for each caller. A request has at most
+    `max_mib` MiB: what its documented limits come to in UTF-8, rounded up. `admin` methods are answered at the admin
+    address only, where a server has one.
     """
 
     scope: Scope
     bulk: bool = False
+    max_mib: int = 1
 
     @property
     def admin(self) -> bool:
@@ -35,23 +37,23 @@ class MethodPolicy:
         return self.scope is Scope.ADMIN
 
 
-_SEARCH, _BULK_SEARCH = MethodPolicy(Scope.SEARCH), MethodPolicy(Scope.SEARCH, bulk=True)
-_WRITE, _BULK_WRITE = MethodPolicy(Scope.WRITE), MethodPolicy(Scope.WRITE, bulk=True)
-_ADMIN, _WAITING_ADMIN = MethodPolicy(Scope.ADMIN), MethodPolicy(Scope.ADMIN, bulk=True)
+# The largest image is 32 MiB.
+_IMAGES, _TEXTS, _IDS = 33, 11, 5
+_SEARCH, _WRITE, _ADMIN = MethodPolicy(Scope.SEARCH), MethodPolicy(Scope.WRITE), MethodPolicy(Scope.ADMIN)
 
 POLICIES: dict[str, MethodPolicy] = {
-    "SearchService.Search": _SEARCH,
-    "SearchService.BatchSearch": _BULK_SEARCH,
-    "SearchService.StreamSearch": _SEARCH,
-    "EmbeddingService.EmbedTexts": _BULK_SEARCH,
-    "EmbeddingService.EmbedImages": _BULK_SEARCH,
+    "SearchService.Search": MethodPolicy(Scope.SEARCH, max_mib=_IMAGES),
+    "SearchService.BatchSearch": MethodPolicy(Scope.SEARCH, bulk=True, max_mib=_IMAGES),
+    "SearchService.StreamSearch": MethodPolicy(Scope.SEARCH, max_mib=_IMAGES),
+    "EmbeddingService.EmbedTexts": MethodPolicy(Scope.SEARCH, bulk=True, max_mib=_TEXTS),
+    "EmbeddingService.EmbedImages": MethodPolicy(Scope.SEARCH, bulk=True, max_mib=_IMAGES),
     "ImageService.GetImage": _SEARCH,
-    "ImageService.BatchGetImages": _BULK_SEARCH,
-    "ImageService.ListImages": _BULK_SEARCH,
-    "ImageService.UpsertImage": _WRITE,
-    "ImageService.StreamUpsertImages": _BULK_WRITE,
+    "ImageService.BatchGetImages": MethodPolicy(Scope.SEARCH, bulk=True, max_mib=_IDS),
+    "ImageService.ListImages": MethodPolicy(Scope.SEARCH, bulk=True, max_mib=_IDS),
+    "ImageService.UpsertImage": MethodPolicy(Scope.WRITE, max_mib=_IMAGES),
+    "ImageService.StreamUpsertImages": MethodPolicy(Scope.WRITE, bulk=True, max_mib=_IMAGES),
     "ImageService.DeleteImage": _WRITE,
-    "ImageService.BatchDeleteImages": _BULK_WRITE,
+    "ImageService.BatchDeleteImages": MethodPolicy(Scope.WRITE, bulk=True, max_mib=_IDS),
     "IndexService.GetIndex": _SEARCH,
     "IndexService.ListSnapshots": _ADMIN,
     "IndexService.BuildIndex": _ADMIN,
@@ -61,6 +63,6 @@ POLICIES: dict[str, MethodPolicy] = {
     "IndexService.BackUpIndex": _ADMIN,
     "OperationService.GetOperation": _ADMIN,
     "OperationService.ListOperations": _ADMIN,
-    "OperationService.WaitOperation": _WAITING_ADMIN,
+    "OperationService.WaitOperation": MethodPolicy(Scope.ADMIN, bulk=True),
     "OperationService.CancelOperation": _ADMIN,
 }

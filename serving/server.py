@@ -17,6 +17,7 @@ from data import console
 from data.errors import UserError
 from serving.network import join_address, split_address
 from serving.observation import observed
+from serving.request_memory import RequestMemory
 from serving.server_settings import DEFAULT_ADDRESS, ServerSettings, read_arguments
 from serving.settings_sources import to_toml
 from serving.unit_loader import unit_loader
@@ -135,30 +136,36 @@ def _open_ports(
     from serving.tls import CertificateFiles
 
     certificates = CertificateFiles(settings.tls) if settings.tls.on else None
+    memory = RequestMemory(settings.memory)
     addresses = [("--address", settings.address, settings.admin_on_main, "listening on")]
     if settings.admin_address:
         addresses.append(("--admin-address", settings.admin_address, True, "operators on"))
     opened = []
     for flag, address, admin, told in addresses:
-        server = _make_server(settings, guard, health_service, admin)
+        server = _make_server(settings, memory, guard, health_service, admin)
         port = _open_port(server, address, flag, certificates.credentials() if certificates else None)
         opened.append((server, f"{told} {join_address(split_address(address, flag, DEFAULT_ADDRESS)[0], port)}"))
     return opened
 
 
 def _make_server(
-    settings: ServerSettings, guard: CallGuard, health_service: health.aio.HealthServicer, admin: bool
+    settings: ServerSettings,
+    memory: RequestMemory,
+    guard: CallGuard,
+    health_service: health.aio.HealthServicer,
+    admin: bool,
 ) -> grpc.aio.Server:
     """A server with our services and health, not yet on a port; with reflection where operators call."""
     import grpc
     from grpc_health.v1 import health, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection
 
+    from serving.bounded_requests import BoundedRequests
     from serving.connections import channel_options
     from serving.grpc_methods import refuse_other_methods
     from serving.grpc_service import SERVICES, add_services
 
-    server = grpc.aio.server(options=channel_options(settings.connections))
+    server = grpc.aio.server(interceptors=[BoundedRequests(memory)], options=channel_options(settings.connections))
     add_services(server, guard, admin)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if admin:

@@ -19,6 +19,7 @@ from serving.caller_limits import LimitSettings
 from serving.connections import ConnectionSettings
 from serving.network import is_loopback, split_address
 from serving.observation import LogSettings, ObservationSettings
+from serving.request_memory import MemorySettings
 from serving.settings_sources import SettingsError, add_flags, read_settings, setting
 from serving.tls import TlsSettings
 from serving.web.http_settings import HttpSettings
@@ -53,6 +54,7 @@ class ServerSettings:
     access: AccessSettings = field(default_factory=AccessSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
     http: HttpSettings = field(default_factory=HttpSettings)
     log: LogSettings = field(default_factory=LogSettings)
     observe: ObservationSettings = field(default_factory=ObservationSettings)

@@ -154,9 +154,8 @@ def test_what_a_second_try_cannot_mend_is_not_repeated(client_class, error):
     status = status_of(error, "")
     told = rpc_status.to_status(status)
     unwell = Unwell(*[(told.code, (*told.trailing_metadata, *_pushback(status)))] * 4)
-    with unwell.serve() as address, client_class(address, timeout=30) as client:
-        with pytest.raises(ServiceError) as refusal:
-            client.upsert_image(Upload("a", b"x"))
+    with unwell.serve() as address, client_class(address, timeout=30) as client, pytest.raises(ServiceError) as refusal:
+        client.upsert_image(Upload("a", b"x"))
     assert refusal.value.reason in ("DISK_FULL", "RESPONSE_TOO_LARGE")
     assert len(unwell.requests) == 1
 

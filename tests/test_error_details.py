@@ -14,7 +14,7 @@ from serving.caller_limits import LimitExceeded
 from serving.callers import PermissionDenied, Unauthenticated, UnknownMethod
 from serving.catalog import ImageNotFound
 from serving.client_connection import SERVICE_CONFIG
-from serving.error_details import MalformedRequest, NotReady, Reason, ResponseTooLarge, status_of
+from serving.error_details import MalformedRequest, NotReady, Reason, RequestTooLarge, ResponseTooLarge, status_of
 from serving.image_changes import ReadOnly, StoreFailed
 from serving.index_upkeep import NotOffered
 from serving.method_policies import Scope
@@ -28,6 +28,7 @@ EXAMPLES = {
     Reason.INVALID_QUERY: QueryError("query.text", "a text", "none", "write one"),
     Reason.INVALID_IMAGE: ImageRefused("query.image", ImageError("damaged", "an image", "a part", "send all of it")),
     Reason.MALFORMED_REQUEST: MalformedRequest("the request is no SearchRequest"),
+    Reason.REQUEST_TOO_LARGE: RequestTooLarge(2_000_000, 1 << 20),
     Reason.IMAGE_NOT_FOUND: ImageNotFound("nobody"),
     Reason.PAGE_TOKEN_EXPIRED: PageTokenExpired(),
     Reason.VERSION_CONFLICT: VersionConflict("red-0001", 2, 3),
