@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import itertools
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -129,12 +130,14 @@ class CallGuard:
         self.upkeep: IndexUpkeep | None = None  # None where nobody looks after the index from here
         self.observers: list[Callable[[EndedCall], None]] = []
         self.search_observers: list[Callable[[Timings], None]] = []
+        self.last_call = -math.inf  # when one came, by `time.perf_counter`
         self._process = secrets.token_hex(6)
         self._count = itertools.count(1)
 
     def admit(self, method: str, origin: Origin) -> Admission:
         """Let a call of `method`, such as "SearchService.Search", in for the length of a `with` block."""
         admission = Admission(self, method, f"{self._process}-{next(self._count):x}", origin)
+        self.last_call = admission.began
         try:
             admission.admit()
         except Exception as error:
@@ -163,7 +166,7 @@ class CallGuard:
 class Admission:
     """The time between a call's beginning and its end."""
 
-    __slots__ = ("_guard", "method", "request_id", "origin", "caller", "call", "_began", "_account", "_bulk", "_engine")
+    __slots__ = ("_guard", "method", "request_id", "origin", "caller", "call", "began", "_account", "_bulk", "_engine")
 
     def __init__(self, guard: CallGuard, method: str, request_id: str, origin: Origin) -> None:
         self._guard, self.method, self.request_id, self.origin = guard, method, request_id, origin
@@ -172,7 +175,7 @@ class Admission:
         self._account: Account | None = None
         self._engine: SearchEngine | None = None
         self._bulk = False
-        self._began = time.perf_counter()
+        self.began = time.perf_counter()
 
     def admit(self) -> None:
         """Decide; what this raises is told to the client."""
@@ -222,7 +225,7 @@ class Admission:
 
     def end(self, error: BaseException | None) -> CallRefused | None:
         """Give the place back and tell the observers; return what the client is told of `error`."""
-        seconds = time.perf_counter() - self._began
+        seconds = time.perf_counter() - self.began
         self.let_go()
         if self._account is not None:
             self._guard.limits.leave(self._account, self._bulk, seconds)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from serving.search_engine import SearchEngine
 
 
+QUIET_SECONDS = 0.25  # without a call: balancers have gone elsewhere
+
+
 class Loader(Protocol):
     """Loads units: a model and its index; see `unit_loader.UnitLoader`. Called in a thread."""
 
@@ -47,7 +51,8 @@ class Loader(Protocol):
 
 
 def serve(settings: ServerSettings, loader: Loader) -> None:
-    """Serve what `loader` loads until SIGTERM or SIGINT; then running calls have `settings.grace` seconds.
+    """Serve what `loader` loads until SIGTERM or SIGINT; then callers have `settings.drain` seconds to go elsewhere,
+    and running calls `settings.grace`.
 
     The ports are open, and health says NOT_SERVING, while it loads. Prints `listening on HOST:PORT` on
     standard output, then `operators on …`, `metrics on …` and `page on …` where there are such. `UserError` when
@@ -105,6 +110,8 @@ async def _serve_calls(settings: ServerSettings, loader: Loader, guard: CallGuar
             del loading, either  # nothing here keeps a unit that another has replaced
             await _set_serving(health_service, True)
             await stopping
+            await health_service.enter_graceful_shutdown()
+            await _until_calls_go_elsewhere(guard, settings.drain)
         console.say("stopping; running calls are finished first")
     finally:
         await health_service.enter_graceful_shutdown()
@@ -114,6 +121,16 @@ async def _serve_calls(settings: ServerSettings, loader: Loader, guard: CallGuar
         await asyncio.gather(*(server.stop(settings.grace) for server, _ in servers), page.aclose())
         await guard.unit.close()
     return swap.loading or not loaded
+
+
+async def _until_calls_go_elsewhere(guard: CallGuard, seconds: float) -> None:
+    """Take calls until none has come for a moment, `seconds` at most: who asks health goes to another server.
+
+    Calls that wait in gRPC when a server stops are dropped as CANCELLED, which nobody repeats.
+    """
+    end = time.perf_counter() + seconds
+    while (now := time.perf_counter()) < end and (quiet := now - guard.last_call) < QUIET_SECONDS:
+        await asyncio.sleep(min(end - now, QUIET_SECONDS - quiet))
 
 
 def _begin(guard: CallGuard, engine: SearchEngine, settings: ServerSettings, swap: HotSwap) -> None:

@@ -49,6 +49,7 @@ class ServerSettings:
         "", "where operators call; if not given, they call at the other address when that is loopback", "HOST:PORT"
     )
     insecure: bool = setting(False, "allow a public address without TLS and tokens", "true, false")
+    drain: float = setting(5.0, "for callers to go elsewhere when stopping, while they still call", "SECONDS", 0)
     grace: float = setting(10.0, "for running calls when stopping", "SECONDS", 0)
     tls: TlsSettings = field(default_factory=TlsSettings)
     access: AccessSettings = field(default_factory=AccessSettings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -332,6 +333,29 @@ def test_a_running_call_is_finished_before_the_server_stops(index):
         process.stdin.flush()
         assert len(call.result(timeout=30).hits) == 10
         assert process.wait(timeout=30) == 0
+
+
+def test_a_server_that_is_told_to_stop_answers_until_callers_go_elsewhere(index):
+    with running(index, "--drain", "60") as (process, address), grpc.insecure_channel(address) as channel:
+        with SearchClient(address) as client:
+            client.wait_until_ready(30)
+            client.search("red")
+            process.send_signal(signal.SIGTERM)
+            while health_of(channel, "") == "SERVING":
+                client.search("red")
+            for _ in range(100):
+                assert client.search("red")
+        assert process.wait(timeout=30) == 0  # well before the end of the time
+
+
+def test_callers_that_do_not_go_elsewhere_are_waited_for_only_so_long(index):
+    with running(index, "--drain", "0.5") as (process, address), SearchClient(address) as client:
+        client.wait_until_ready(30)
+        process.send_signal(signal.SIGTERM)
+        while process.poll() is None:
+            with contextlib.suppress(ServiceError):
+                client.search("red")
+        assert process.returncode == 0
 
 
 def test_a_call_that_gives_up_while_others_run_costs_no_work(index):
