@@ -95,11 +95,11 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
 
     settings = settings or BuildSettings()
     if settings.store:
-        from serving.milvus_store import check_reachable
+        from serving.milvus_connection import check_reachable
 
         check_reachable(settings.store)
     out.mkdir(parents=True, exist_ok=True)
-    report = BuildReport(source.name, runtime.name)
+    report, began = BuildReport(source.name, runtime.name), datetime.now(UTC)
     with only_builder(out), staging(out), closing(SkippedImages(out / WORK)) as skipped:
         embed = Reembedding(out, lambda: runtime, settings.discard_vectors)
         sequence, former = _embed(runtime, source, out, settings, report, embed, skipped)
@@ -113,7 +113,7 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
                 f"see {out / SKIPPED}" if report.skipped else "check the source",
             )
         if settings.store:
-            _publish_elsewhere(runtime, source, out, settings, report)
+            _publish_elsewhere(runtime, source, out, settings, report, embed, began)
         else:
             publish_staged(runtime, out, report, settings, embed, sequence, former)
         skipped.finish(out)
@@ -221,10 +221,17 @@ def publish_staged(
 
 
 def _publish_elsewhere(
-    runtime: Runtime, source: PairSource, out: Path, settings: BuildSettings, report: BuildReport
+    runtime: Runtime,
+    source: PairSource,
+    out: Path,
+    settings: BuildSettings,
+    report: BuildReport,
+    embed: Reembedding,
+    began: datetime,
 ) -> None:
-    """Fill a collection of the store with what was staged, and let its name stand for it."""
-    from serving.milvus_store import MilvusAddress, publish
+    """Fill a collection of the store with what was staged and changed online, and let its name stand for it."""
+    from serving.milvus_connection import MilvusAddress
+    from serving.milvus_publication import OnlineChanges, publish
     from serving.publish import WORK
     from serving.staged_snapshot import staged_upserts
 
@@ -237,7 +244,9 @@ def _publish_elsewhere(
         "source": source.name,
     }
     images = console.progress(images, "filling the collection", total=report.indexed, unit="images")
-    report.snapshot = publish(settings.store, images, described)
+    online = OnlineChanges(embed, began if settings.replace_online else None)
+    published = publish(settings.store, images, described, online)
+    report.snapshot, report.indexed, report.discarded = published.collection, published.image_count, embed.discarded
     report.index = {"kind": f"Milvus {MilvusAddress.parse(settings.store).kind}"}
 
 

@@ -24,10 +24,10 @@ def publish_batch(
 ) -> str:
     """Publish what a batch job would of a source that holds `images`; return the snapshot's name."""
     index.mkdir(parents=True, exist_ok=True)
-    images = list(images)
     with only_builder(index), staging(index) as directory, closing(open_log(index)) as log:
         staged, former = StagedSnapshot(directory, dimension + corrected), newest_readable(index, log)
         sequence = stage(staged, former, log, FINGERPRINT, only_online=True)
+        images = list(images)  # after what was changed online, as a job reads its source
         entries = [
             CatalogEntry(i.image_id, i.digest, i.location, i.captions, i.attributes, origin="a source") for i in images
         ]

@@ -4,6 +4,7 @@ compacted or rolled back in between."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import tempfile
 import threading
@@ -53,10 +54,19 @@ def contents(store: EmbeddedStore) -> dict[str, int]:
         return {image.image_id: image.attributes["number"] for image in view.page("", 10_000)}
 
 
+def republish(store, images, corrected=False):
+    publish_batch(store.index, images, DIMENSION, corrected=corrected)
+    store.refresh()
+
+
 class TestEmbeddedStore(VectorStoreContract):
     @pytest.fixture
     def opened(self, index):
         return lambda: EmbeddedStore.open(index, FINGERPRINT)
+
+    @pytest.fixture
+    def republish(self):
+        return republish
 
 
 class TestStoreWithOffsets(VectorStoreContract):
@@ -67,6 +77,10 @@ class TestStoreWithOffsets(VectorStoreContract):
         initial = [dataclasses.replace(image, offset=0.01 * number) for number, image in enumerate(INITIAL)]
         publish_batch(tmp_path / "index", initial, DIMENSION, corrected=True)
         return lambda: EmbeddedStore.open(tmp_path / "index", FINGERPRINT)
+
+    @pytest.fixture
+    def republish(self):
+        return functools.partial(republish, corrected=True)
 
 
 def test_queries_by_text_take_offsets_off_before_and_after_a_compaction(tmp_path):

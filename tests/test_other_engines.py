@@ -14,12 +14,13 @@ import dual_encoder.runtime
 from data.errors import UserError
 from serving import build_index, server
 from serving.embedding_job import EmbeddingJob
-from serving.milvus_store import MilvusStore, StoreUnreachable
+from serving.milvus_store import MilvusStore
 from serving.queries import SearchOptions, TextQuery
 from serving.ray_embedding import RayEmbeddingJob, RaySettings
 from serving.server_settings import ServerSettings
 from serving.snapshot import open_snapshot
 from serving.unit_loader import unit_loader
+from serving.vector_store import StoreUnreachable
 
 pytestmark = pytest.mark.usefixtures("kept_streams")
 

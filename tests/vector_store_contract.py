@@ -1,9 +1,10 @@
 """What every `VectorStore` must do, whoever keeps it: subclass `VectorStoreContract` in a test module and give it a
-fixture `opened`, a callable that opens one store, each time the same one, which holds `INITIAL` at first."""
+fixture `opened`, a callable that opens one store, each time the same one, which holds `INITIAL` at first; and a fixture
+`republish`, a callable that publishes what a job brings of that index, anew, while the given store is open."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from serving.vector_store import (
 DIMENSION = 8
 COLOURS = ("red", "green", "blue")
 Opened = Callable[[], VectorStore]
+Republish = Callable[[VectorStore, Iterable[Upsert]], None]
 
 
 def unit_vector(seed: int, dimension: int = DIMENSION) -> np.ndarray:
@@ -153,6 +155,28 @@ class VectorStoreContract:
             known = store.known_revision
             with store.view() as view:
                 assert known in (None, view.revision)
+
+    def test_a_publication_undoes_no_change(self, opened: Opened, republish: Republish):
+        store = opened()
+        store.apply([Delete("img-001"), upsert("img-002", 102), upsert("own", 103), upsert("gone", 104)])
+        store.apply([Delete("gone"), Delete("img-003")])
+        store.apply([upsert("img-003", 105), upsert('quo"te', 106), upsert("back\\slash", 107)])
+
+        def brought() -> Iterator[Upsert]:
+            yield from INITIAL[:10]
+            store.apply([Delete("img-004"), upsert("img-005", 108), upsert("meanwhile", 109), Delete("own")])
+            yield from INITIAL[10:20]
+
+        changed = {"img-002": 102, "img-003": 105, 'quo"te': 106, "back\\slash": 107, "img-005": 108, "meanwhile": 109}
+        images = {image.image_id: image for image in INITIAL[:20]}
+        images |= {name: upsert(name, seed) for name, seed in changed.items()}
+        del images["img-001"], images["img-004"]
+        for _ in range(3):  # what a publication took over, the next one takes over too
+            republish(store, brought())
+            self.check(store, images)
+        store.close()
+        self.check(reopened := opened(), images)
+        reopened.close()
 
     def test_vectors_are_those_that_were_stored(self, store: VectorStore):
         store.apply([upsert("new", 104)])
