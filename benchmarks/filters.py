@@ -29,7 +29,7 @@ from data import console
 from serving.attribute_columns import AttributeColumns, write_columns
 from serving.exact_index import ExactIndex
 from serving.faiss_index import EXACT_SUBSET, FaissIndex
-from serving.filter_syntax import parse
+from serving.filter_syntax import MAX_TERMS, parse
 from serving.row_subset import RowSubset
 
 KINDS, BUCKETS, TAGS, CLUSTERS, QUERIES = ("chart", "drawing", "map", "photo"), 10_000, 5_000, 200, 40
@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write(path, columns, report)
         opened = AttributeColumns(path, options.rows, lambda ids: map(int, ids), cache_bytes=0)
         _evaluate(opened, columns, options.turns, report)
+        _evaluate_large(opened, options.turns, report)
         _search(opened, columns["cluster"], options, report)
     return report.finish(options.json)
 
@@ -200,6 +201,38 @@ def _evaluate(opened: AttributeColumns, columns: Mapping[str, np.ndarray], turns
     report.at_most("slowest filter, ms", max(found["ours"] for found in figures.values()), 10)
     ratios = [found["sqlite"] / found["ours"] for found in figures.values() if found["share"] > 0.01]
     report.at_least("SQLite / ours, smallest ratio where more than 1 % match", min(ratios), 3)
+
+
+def large_filters() -> dict[str, str]:
+    """Filters of about as many terms as the syntax allows: alternatives for one attribute, and what nothing joins."""
+    many = range(MAX_TERMS - 1)
+    pairs = [f"(iso >= {6 * n} AND year < {1_960 + n % 60})" for n in many[: len(many) // 2]]
+    texts = [f'(credit < "name {n}" AND year < {1_960 + n % 60})' for n in many[: len(many) // 2]]
+    return {
+        "texts, one of": " OR ".join(f'credit = "name {n}"' for n in many),
+        "numbers, none of": " AND ".join(f"NOT bucket = {n}" for n in many),
+        "tags, one of": " OR ".join(f'tags:"t{n}"' for n in many),
+        "ranges of one attribute": " OR ".join(
+            f"(iso >= {6 * n} AND iso < {6 * n + 3})" for n in many[: len(many) // 2]
+        ),
+        "pairs of two attributes": " OR ".join(pairs),
+        "pairs with texts": " OR ".join(texts),
+    }
+
+
+def _evaluate_large(opened: AttributeColumns, turns: int, report: Report) -> None:
+    rows, figures = [], {}
+    for name, text in large_filters().items():
+        where, times = parse(text), []
+        for _ in range(min(turns, 3)):
+            began = time.perf_counter()
+            mask = opened.rows_matching(where)
+            times.append(1_000 * (time.perf_counter() - began))
+        figures[name] = {"share": float(mask.mean()), "ours": statistics.median(times)}
+        rows.append([name, f"{mask.mean():.4f}", f"{statistics.median(times):.0f}"])
+    console.print_table(f"filters of {MAX_TERMS:,} terms", ["terms", "share of rows", "ms"], rows)
+    report.figures["large"] = figures
+    report.at_most("slowest filter of a thousand terms, ms", max(found["ours"] for found in figures.values()), 1_000)
 
 
 def _database(columns: Mapping[str, np.ndarray]) -> sqlite3.Connection:

@@ -19,8 +19,9 @@ from data.attributes import is_unicode
 from data.durable import naming_file
 from data.errors import SnapshotError
 from data.pairs import AttributeValue
-from serving.attribute_postings import BLOCK_ROWS, ITEM, REAL, TEXT, BlockBuilder, PostingBlocks, Postings
+from serving.attribute_postings import BLOCK_ROWS, ITEM, REAL, TEXT, BlockBuilder, Postings
 from serving.filters import Filter
+from serving.posting_blocks import PostingBlocks
 from serving.vector_store import AttributeSummary
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
-"""Which rows hold which values of an attribute, in blocks of rows, so that a filter is a look-up and not a scan; knows
-no file and no index.
+"""Which rows of a block hold which values of an attribute, so that a filter is a look-up and not a scan; knows no file
+and no filter.
 
 Within a block the distinct values of one attribute and kind stand in order, and so do the rows that hold them: every
 relation selects a run of values, found by bisection with Python's own comparison, hence one run of rows. What is slow
@@ -8,9 +8,10 @@ about exactness (whole numbers beyond 2**53 against fractions, text by code poin
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left, bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, runtime_checkable
@@ -19,8 +20,7 @@ import numpy as np
 
 from data.attributes import is_attribute
 from data.pairs import AttributeValue
-from serving.filters import And, Compare, Contains, Exists, Filter, In, Not, Or, Scalar, matches
-from serving.vector_store import AttributeSummary
+from serving.filters import Scalar
 
 # A row within a block is a uint16.
 BLOCK_ROWS = 65_536
@@ -30,13 +30,6 @@ TEXT, INTEGER, REAL, TRUTH, MOMENT, LIST, ITEM = "text", "integer", "real", "tru
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-
-# What interfaces call the kinds, and how many frequent values they are told.
-_SAID = {
-    TEXT: "string", INTEGER: "number", REAL: "number", TRUTH: "bool", MOMENT: "timestamp", LIST: "strings",
-    ITEM: "strings",
-}  # fmt: skip
-FREQUENT, _CANDIDATES = 20, 1_000
 
 # Up to so many values are looked up one by one.
 FEW = 8
@@ -62,18 +55,27 @@ class Postings:
     ends: np.ndarray
     rows: np.ndarray
 
-    def related(self, relation: str, value: Any) -> slice:
-        """The run of `rows` whose value stands in `relation` to `value`."""
+    def related(self, relation: str, value: Any) -> tuple[int, int]:
+        """The run of `rows`, its beginning and its end, whose value stands in `relation` to `value`."""
         low = 0 if relation[0] == "<" else (bisect_right if relation == ">" else bisect_left)(self.values, value)
         high = len(self.values)
         if relation[0] != ">":
             high = (bisect_left if relation == "<" else bisect_right)(self.values, value)
-        return slice(int(self.ends[low]), int(self.ends[high]))
+        return int(self.ends[low]), int(self.ends[high])
 
-    def among(self, wanted: set[Any]) -> np.ndarray:
-        """The rows whose value is one of `wanted`."""
-        chosen = [self.rows[self.ends[place] : self.ends[place + 1]] for place in self._places(wanted)]
-        return np.concatenate(chosen) if chosen else self.rows[:0]
+    def among(self, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
+        """The runs of `rows` whose values are `wanted`: their beginnings (R,) and ends (R,)."""
+        if len(wanted.texts) == 1:
+            low, high = self.related("=", *wanted.texts)
+            return np.array([low]), np.array([high])
+        places = self._places(wanted)
+        return self.ends[places], self.ends[places + 1]
+
+    def rows_of(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """The rows in many runs (R,), by one look-up."""
+        lengths = ends - starts
+        after = np.cumsum(lengths)
+        return self.rows[np.repeat(starts - after + lengths, lengths) + np.arange(after[-1])]
 
     def most_frequent(self, limit: int) -> dict[Any, int]:
         """The values that most rows hold, at most `limit`, with how many."""
@@ -81,14 +83,47 @@ class Postings:
         places = np.argsort(-rows, kind="stable")[:limit].tolist()
         return {self.values[place]: int(rows[place]) for place in places}
 
-    def _places(self, wanted: set[Any]) -> Iterable[int]:
-        """Where the values `wanted` stand."""
-        if len(wanted) > FEW and isinstance(self.values, Lookup):
-            return self.values.places(wanted)
-        if len(self.values) < 16 * len(wanted):  # to look at every value is faster
-            return [place for place, value in enumerate(self.values) if value in wanted]
-        places = [(bisect_left(self.values, value), value) for value in wanted]
-        return [place for place, value in places if place < len(self.values) and self.values[place] == value]
+    def _places(self, wanted: Wanted) -> np.ndarray:
+        """Where the values `wanted` stand, (P,)."""
+        if wanted.numbers is not None:
+            values = np.asarray(self.values)
+            places = np.searchsorted(values, wanted.numbers)
+            places = places[places < len(values)]
+            return places[values[places] == wanted.numbers[: len(places)]]
+        texts = wanted.texts
+        if len(texts) > FEW and isinstance(self.values, Lookup):
+            found = self.values.places(texts)
+        elif len(self.values) < 16 * len(texts):  # to look at every value is faster
+            found = [place for place, value in enumerate(self.values) if value in texts]
+        else:
+            at = [(bisect_left(self.values, value), value) for value in texts]
+            found = [place for place, value in at if place < len(self.values) and self.values[place] == value]
+        return np.fromiter(found, np.int64)
+
+
+class Wanted:
+    """Values of one kind to look for, as in postings: `numbers` (W,), distinct and increasing, or `texts`.
+
+    Numbers that no value of the kind equals are left out.
+    """
+
+    def __init__(self, kind: str, values: Iterable[Any]) -> None:
+        self.texts: set[str] = set()
+        self.numbers: np.ndarray | None = None
+        if kind in (TEXT, ITEM):
+            self.texts = set(values)
+        elif kind == REAL:
+            self.numbers = np.unique(np.array(list(_reals(values)), np.float64))
+        else:
+            whole = [int(value) for value in values if -(2**63) <= value < 2**63 and value == int(value)]
+            self.numbers = np.unique(np.array(whole, np.int64))
+
+
+def _reals(values: Iterable[int | float]) -> Iterator[float]:
+    for value in values:
+        with contextlib.suppress(OverflowError):
+            if float(value) == value:
+                yield float(value)
 
 
 class BlockBuilder:
@@ -109,7 +144,7 @@ class BlockBuilder:
                 for item in set(value):
                     self._put(name, ITEM, item)
             else:
-                self._put(name, *_stored(value))
+                self._put(name, *stored(value))
         self.count += 1
 
     def finish(self) -> dict[tuple[str, str], Postings]:
@@ -137,146 +172,13 @@ def _postings(kind: str, values: list[Any], rows: list[int]) -> Postings:
     return Postings(distinct, ends, np.array(rows, np.uint16)[np.argsort(places, kind="stable")])
 
 
-class PostingBlocks:
-    """The postings of consecutive blocks of rows; one thread may add while others evaluate the rows they know of."""
-
-    def __init__(self) -> None:
-        self._columns: dict[tuple[str, str], list[tuple[int, Postings]]] = {}
-
-    def add(self, start: int, columns: Mapping[tuple[str, str], Postings]) -> None:
-        """The block whose first row is `start`."""
-        for column, postings in columns.items():
-            self._columns.setdefault(column, []).append((start, postings))
-
-    def matching(self, where: Filter, count: int, with_ids: Callable[[frozenset[str]], np.ndarray]) -> np.ndarray:
-        """(N,) bool: which of the first `count` rows, all of them in blocks, `where` matches.
-
-        `with_ids` tells the rows of images by their ids, as whole numbers or (N,) bool.
-        """
-        match where:
-            case And(terms):
-                mask = np.ones(count, bool)
-                for term in terms:
-                    mask &= self.matching(term, count, with_ids)
-                    if not mask.any():
-                        break
-                return mask
-            case Or(terms):
-                mask = np.zeros(count, bool)
-                for term in terms:
-                    mask |= self.matching(term, count, with_ids)
-                return mask
-            case Not(term):
-                mask = self.matching(term, count, with_ids)
-                return np.logical_not(mask, out=mask)
-        mask = np.zeros(count, bool)
-        match where:
-            case Compare(attribute, relation, value):
-                stored = _stored(value)[1]
-                for kind in _kinds(value):
-                    for block, held in self._blocks(mask, attribute, kind):
-                        _mark_run(block, held.rows, held.related(relation, stored))
-            case In(attribute, values):
-                wanted: defaultdict[str, set[Any]] = defaultdict(set)
-                for value in values:
-                    for kind in _kinds(value):
-                        wanted[kind].add(_stored(value)[1])
-                for kind, asked in wanted.items():
-                    for block, held in self._blocks(mask, attribute, kind):
-                        block[held.among(asked)] = True
-            case Contains(attribute, text):
-                for block, held in self._blocks(mask, attribute, ITEM):
-                    block[held.rows[held.related("=", text)]] = True
-            case Exists(attribute):
-                for kind in (TEXT, INTEGER, REAL, TRUTH, MOMENT, LIST):
-                    for block, held in self._blocks(mask, attribute, kind):
-                        _mark_run(block, held.rows, slice(0, len(held.rows)))
-            case _:
-                mask[with_ids(where.image_ids)] = True
-        return mask
-
-    def summaries(self) -> list[AttributeSummary]:
-        """Every attribute by the kind of its values, in the order of their names.
-
-        Frequent values are exact where a block of rows has at most 1,000 values, and nearly so beyond.
-        """
-        counts: Counter[tuple[str, str]] = Counter()
-        values: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        for (name, kind), blocks in self._columns.items():
-            said = (name, _SAID[kind])
-            for _, postings in blocks:
-                if kind != ITEM:
-                    counts[said] += len(postings.rows)
-                if kind in (TEXT, ITEM):
-                    values[said].update(postings.most_frequent(_CANDIDATES))
-        return [
-            AttributeSummary(name, kind, count, tuple(value for value, _ in values[name, kind].most_common(FREQUENT)))
-            for (name, kind), count in sorted(counts.items())
-        ]
-
-    def _blocks(self, mask: np.ndarray, attribute: str, kind: str) -> Iterator[tuple[np.ndarray, Postings]]:
-        """The part of `mask` that belongs to each block, and what the block holds."""
-        for start, postings in self._columns.get((attribute, kind), ()):
-            if start >= len(mask):
-                break
-            yield mask[start : start + BLOCK_ROWS], postings
-
-
-def _mark_run(block: np.ndarray, rows: np.ndarray, run: slice) -> None:
-    """Mark `rows[run]`, where each row stands at most once; by its complement where that is the smaller part."""
-    if len(rows) == len(block) and 2 * (run.stop - run.start) > len(rows):
-        block[:] = True
-        block[rows[: run.start]] = False
-        block[rows[run.stop :]] = False
-    else:
-        block[rows[run]] = True
-
-
-class GrowingColumns:
-    """Attributes of rows that are added one by one, as changes above a snapshot are; most of them are in postings.
-
-    One thread appends; any number evaluates at a count of rows that it knows.
-    Example: `columns.append("a", {"year": 2010})`, then `columns.rows_matching(where, count=1)`.
-    """
-
-    def __init__(self, sealed_rows: int = 1_000) -> None:
-        self._step = sealed_rows
-        self._entries: list[tuple[str, Mapping[str, AttributeValue]]] = []
-        self._blocks, self._sealed = PostingBlocks(), 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def append(self, image_id: str, attributes: Mapping[str, AttributeValue]) -> None:
-        """The next row; `attributes` must not change afterwards."""
-        self._entries.append((image_id, attributes))
-        if len(self._entries) - self._sealed == self._step:
-            builder = BlockBuilder()
-            for _, held in self._entries[self._sealed :]:
-                builder.add(held)
-            self._blocks.add(self._sealed, builder.finish())
-            self._sealed += self._step  # last: who reads it finds the postings
-
-    def rows_matching(self, where: Filter, count: int) -> np.ndarray:
-        """(count,) bool: which of the first `count` rows `where` matches."""
-        sealed = self._sealed
-        tail = [matches(where, *entry) for entry in self._entries[sealed:count]]
-        if not sealed:
-            return np.array(tail, bool)
-
-        def with_ids(image_ids: frozenset[str]) -> np.ndarray:
-            return np.fromiter((image_id in image_ids for image_id, _ in self._entries[:sealed]), bool, sealed)
-
-        return np.concatenate([self._blocks.matching(where, sealed, with_ids), np.array(tail, bool)])[:count]
-
-
-def _kinds(value: Scalar) -> tuple[str, ...]:
+def kinds(value: Scalar) -> tuple[str, ...]:
     """The kinds of values that `value` compares with."""
-    kind, _ = _stored(value)
+    kind, _ = stored(value)
     return (INTEGER, REAL) if kind in (INTEGER, REAL) else (kind,)
 
 
-def _stored(value: Scalar) -> tuple[str, Any]:
+def stored(value: Scalar) -> tuple[str, Any]:
     """The kind of a value and how it stands in postings."""
     if isinstance(value, bool):  # before int, of which it is a subclass
         return TRUTH, int(value)

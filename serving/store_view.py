@@ -16,7 +16,7 @@ import numpy as np
 from dual_encoder.hubness import asked
 from serving.catalog import ImageNotFound, attributes_of_json, captions_of_json
 from serving.exact_index import ROUNDING, ExactIndex, best_of, check_queries
-from serving.filters import Filter, matches
+from serving.filters import Filter
 from serving.row_subset import RowSubset
 from serving.vector_store import AttributeSummary, Found, StoreDescription, StoredImage
 
@@ -123,7 +123,7 @@ class EmbeddedView:
         base, above = self._base_after(after, limit), self._slots_after(after)
         if where is not None:
             base = self._base_matching(after, limit, where)
-            above = (image for image in above if matches(where, image.image_id, image.attributes))
+            above = self._slots_after(after, self._delta.slots_matching(where, len(self._vectors)))
         return list(itertools.islice(heapq.merge(base, above, key=lambda image: image.image_id), limit))
 
     def _base_after(self, after: str, limit: int) -> Iterator[StoredImage]:
@@ -144,10 +144,12 @@ class EmbeddedView:
         rows = first + np.flatnonzero(mask)[:limit]
         yield from (entry.stored() for entry in self._base.catalog.by_rows(rows.tolist()))
 
-    def _slots_after(self, after: str) -> Iterator[StoredImage]:
-        """The current images above the snapshot, in the order of their ids."""
+    def _slots_after(self, after: str, matching: np.ndarray | None = None) -> Iterator[StoredImage]:
+        """The current images above the snapshot that are `matching`, (S,) bool, in the order of their ids."""
         ids, slots = self._slot_order
-        return map(self._image, slots[bisect.bisect_right(ids, after) :])
+        for slot in slots[bisect.bisect_right(ids, after) :]:
+            if matching is None or matching[slot]:
+                yield self._image(slot)
 
     def _search_base(
         self, queries: np.ndarray, k: int, where: Filter | None, exact: bool, oversampling: float

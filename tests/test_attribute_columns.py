@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import SnapshotError
-from serving import attribute_columns, attribute_postings
+from data.errors import QueryError, SnapshotError
+from serving import attribute_columns, attribute_postings, posting_blocks
 from serving.attribute_columns import AttributeColumns, write_columns
-from serving.attribute_postings import GrowingColumns
 from serving.filters import And, Compare, Contains, Exists, Ids, In, Not, Or, matches
+from serving.growing_columns import GrowingColumns
 
 NOON = datetime(2024, 5, 17, 12, tzinfo=UTC)
 # Values that are easily confused: big integers and the doubles beside them, truth values and numbers, equal moments,
@@ -91,6 +91,45 @@ def test_long_lists_find_what_short_ones_find(tmp_path):
     for values in ([5, 399.0, -1], list(range(0, 400, 2))):
         for where in (In("n", tuple(values)), In("name", tuple(f"n{value}" for value in values))):
             assert columns.rows_matching(where).tolist() == expected(where, rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=ROWS, terms=st.lists(WHERE, min_size=1, max_size=6), kind=st.sampled_from([And, Or]), negated=st.booleans())
+def test_terms_that_are_looked_up_together_mean_what_they_mean_alone(rows, terms, kind, negated):
+    where = kind((*terms, *(Not(term) if negated else term for term in terms[::-1])))
+    columns = GrowingColumns(sealed_rows=9)
+    for row, attributes in enumerate(rows):
+        columns.append(str(row), attributes)
+    assert columns.rows_matching(where, len(rows)).tolist() == expected(where, rows)
+
+
+@pytest.mark.parametrize("sealed", [70, 2_000], ids=["in postings", "one by one"])
+def test_filters_of_a_thousand_terms_find_what_they_say(sealed):
+    rows = [{"n": row % 97, "x": row / 7, "name": f"n{row % 50}", "tags": [f"t{row % 30}", "t1"]} for row in range(150)]
+    columns = GrowingColumns(sealed)
+    for row, attributes in enumerate(rows):
+        columns.append(str(row), attributes)
+    for where in (
+        Or(tuple(Compare("n", "=", number) for number in range(0, 1_000, 3))),
+        And(tuple(Not(Compare("name", "=", f"n{number}")) for number in range(30))),
+        Or(tuple(And((Compare("x", ">=", n / 4), Compare("n", "<", n % 60))) for n in range(200))),
+        Or(tuple(And((Compare("x", ">=", float(n)), Compare("x", "<", n + 0.5))) for n in range(80))),
+        And(tuple(Or((Compare("x", ">", float(n)), Contains("tags", f"t{n % 31}"))) for n in range(50))),
+        Or(tuple(Contains("tags", f"t{n}") for n in range(2, 900))),
+    ):
+        assert columns.rows_matching(where, len(rows)).tolist() == expected(where, rows)
+
+
+def test_a_filter_that_would_take_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(posting_blocks, "MAX_COST", 10_000_000)
+    write_columns(tmp_path / "c", [{"a": row, "b": -row} for row in range(100_000)])
+    columns = AttributeColumns(tmp_path / "c", 100_000, rows_of)
+    pairs = [And((Compare("a", ">", n), Compare("b", ">", -50_000 - n))) for n in range(500)]
+    assert columns.rows_matching(Or(tuple(pairs[:20]))).any()
+    with pytest.raises(QueryError, match="broad comparisons of different attributes"):
+        columns.rows_matching(Or(tuple(pairs)))
+    joined = And(tuple(Compare("a", ">", n) for n in range(1_000)))
+    assert columns.rows_matching(joined).sum() == 99_000
 
 
 @pytest.mark.parametrize(
