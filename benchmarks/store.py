@@ -29,11 +29,12 @@ import numpy as np
 
 from benchmarks.report import Report, argument_parser
 from data import console
+from serving.builder_lock import only_builder
 from serving.carry_over import open_log
 from serving.catalog import CatalogEntry
 from serving.compaction import start_compaction
 from serving.embedded_store import EmbeddedStore
-from serving.publish import index_staged, only_builder, publish, staging
+from serving.publish import index_staged, publish, staging
 from serving.snapshot import Manifest
 from serving.staged_snapshot import StagedSnapshot
 from serving.vector_store import Upsert

@@ -18,8 +18,9 @@ from typing import IO, Protocol
 
 from data.durable import changed_files, digest_file, naming_file, publish_directory, readable_json, sync_path
 from data.errors import SnapshotError, UserError
-from serving.change_log import LOG, ChangeLog
+from serving.change_log import ChangeLog
 from serving.index_bundle import BUNDLES
+from serving.log_file import LOG
 from serving.snapshot import CURRENT, SNAPSHOTS, open_snapshot
 from serving.uploaded_images import IMAGES
 

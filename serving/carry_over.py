@@ -11,7 +11,9 @@ import numpy as np
 
 from data.errors import SnapshotError
 from serving.catalog import ONLINE, CatalogEntry, attributes_of_json, captions_of_json
-from serving.change_log import LOG, ChangeLog, LoggedChange, damaged
+from serving.change_log import ChangeLog
+from serving.log_file import LOG, damaged
+from serving.logged_change import LoggedChange
 from serving.snapshot import SNAPSHOTS, Snapshot, current_name, open_snapshot, read_manifest, snapshot_names
 from serving.staged_snapshot import StagedSnapshot
 from serving.vector_store import BATCH_VERSION

@@ -9,91 +9,24 @@ never waited for: a log that ends before it has lost something.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from data.durable import sync_path
 from data.errors import SnapshotError
+from serving.acknowledged_mark import MARK, AcknowledgedMark
+from serving.log_file import LOG, MIGRATIONS, SETTINGS, damaged, migrate, naming_log
+from serving.logged_change import KeptKey, LoggedChange, checksum
 from serving.vector_store import BATCH_VERSION
-
-LOG, MARK = "changes.sqlite", "changes.mark"
-
-# Statements that bring a log of one layout to the next; the layout's number is SQLite's user_version. Append only.
-MIGRATIONS = (
-    """
-    CREATE TABLE changes (
-        sequence INTEGER PRIMARY KEY,
-        image_id TEXT NOT NULL,
-        vector BLOB,               -- (D,) float16; NULL for a deletion
-        digest TEXT NOT NULL,
-        location TEXT NOT NULL,
-        captions TEXT NOT NULL,    -- JSON
-        attributes TEXT NOT NULL,  -- JSON
-        model INTEGER NOT NULL,    -- whose vector it is
-        checksum INTEGER NOT NULL  -- CRC-32 of the rest of the row
-    ) STRICT;
-    CREATE TABLE translations (    -- vectors of the same images by other models
-        sequence INTEGER NOT NULL,
-        model INTEGER NOT NULL,
-        vector BLOB,               -- NULL where the image was given up
-        checksum INTEGER NOT NULL,
-        PRIMARY KEY (sequence, model)
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE models (model INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE) STRICT;
-    CREATE TABLE keys (
-        key TEXT PRIMARY KEY,
-        request TEXT NOT NULL,     -- digest of the changes that came with it
-        sequence INTEGER NOT NULL, -- of the last of them
-        changes INTEGER NOT NULL,  -- how many there were
-        time INTEGER NOT NULL      -- seconds since 1970
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX keys_by_sequence ON keys (sequence);
-    CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-    """,
-)
 
 KEPT_KEYS, KEPT_KEY_SECONDS = 1_000_000, 7 * 24 * 3600
 _FORGET_EVERY = 10_000  # changes between two looks for keys to forget
 
-_REFUSED = b"!"
-
-_SETTINGS = """
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = FULL;
-PRAGMA wal_autocheckpoint = 4000;
-"""
 _COLUMNS = "sequence, image_id, vector, digest, location, captions, attributes, model"
-
-
-class LoggedChange(NamedTuple):
-    """One change as it is stored. `vector` is (D,) float16 as bytes, None for a deletion."""
-
-    sequence: int
-    image_id: str
-    vector: bytes | None
-    digest: str = ""
-    location: str = ""
-    captions: str = "[]"
-    attributes: str = "{}"
-    model: int = 0
-
-
-@dataclass(frozen=True)
-class KeptKey:
-    """An idempotency key: the digest of its request, and the last sequence number and count of what was applied."""
-
-    key: str
-    request: str
-    sequence: int
-    changes: int
 
 
 class ChangeLog:
@@ -105,7 +38,7 @@ class ChangeLog:
     def __init__(self, path: Path, connection: sqlite3.Connection, writable: bool, appending: bool) -> None:
         self.path, self.writable = path, writable
         self._connection = connection
-        self._mark = os.open(path.with_name(MARK), os.O_RDWR | os.O_CREAT, 0o644) if appending else None
+        self._mark = AcknowledgedMark(path.with_name(MARK), writable=appending)
         self._unfinished = False  # whether a transaction failed and may still stand in the WAL file
         self._forgotten_at = self.last = self._last_stored()
 
@@ -117,8 +50,8 @@ class ChangeLog:
             return
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
-        with _naming(part), closing(sqlite3.connect(part, isolation_level=None)) as connection:
-            _migrate(connection, 0)
+        with naming_log(part), closing(sqlite3.connect(part, isolation_level=None)) as connection:
+            migrate(connection, 0)
             connection.execute("INSERT INTO state VALUES ('pruned', ?)", (last,))
         sync_path(part)
         (index / MARK).unlink(missing_ok=True)
@@ -138,7 +71,7 @@ class ChangeLog:
         mode = "mode=rw" if writable else "mode=ro"
         if not writable and not os.access(index, os.W_OK) and not path.with_name(f"{LOG}-wal").exists():
             mode += "&immutable=1"  # SQLite could not make the file that readers share; nobody can be writing
-        with _naming(path), contextlib.ExitStack() as stack:
+        with naming_log(path), contextlib.ExitStack() as stack:
             connection = sqlite3.connect(
                 f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None, check_same_thread=False,
                 timeout=30.0,
@@ -154,8 +87,8 @@ class ChangeLog:
                     "use the version that wrote it",
                 )
             if writable:
-                connection.executescript(_SETTINGS)
-                _migrate(connection, version)
+                connection.executescript(SETTINGS)
+                migrate(connection, version)
             log = cls(path, connection, writable, writable if appending is None else appending)
             stack.callback(log.close)
             log.check_end()
@@ -169,14 +102,14 @@ class ChangeLog:
         before it could empty the file.
         """
         mark = None
-        while mark != (mark := self._read_mark()):  # a writer may be at work: both are of one moment
+        while mark != (mark := self._mark.read()):  # a writer may be at work: both are of one moment
             self.last = self._last_stored()
         acknowledged, refused = mark
         if acknowledged > self.last:
             raise damaged(self.path, f"{self.last:,} changes where {acknowledged:,} were acknowledged")
         if refused and acknowledged < self.last:
             self.last = acknowledged
-            if self._mark is not None:
+            if self._mark.writable:
                 with self._transaction():
                     self._connection.execute("DELETE FROM changes WHERE sequence > ?", (acknowledged,))
                     self._connection.execute("DELETE FROM keys WHERE sequence > ?", (acknowledged,))
@@ -184,7 +117,7 @@ class ChangeLog:
 
     def model_number(self, fingerprint: str) -> int:
         """The number that stands for a model in the log; it gets one at its first change."""
-        with _naming(self.path):
+        with naming_log(self.path):
             if self.writable:
                 self._connection.execute("INSERT OR IGNORE INTO models (fingerprint) VALUES (?)", (fingerprint,))
             found = self._connection.execute(
@@ -194,7 +127,7 @@ class ChangeLog:
 
     def fingerprint_of(self, model: int) -> str:
         """The fingerprint that a number stands for."""
-        with _naming(self.path):
+        with naming_log(self.path):
             found = self._connection.execute("SELECT fingerprint FROM models WHERE model = ?", (model,)).fetchone()
         return found[0] if found else ""
 
@@ -225,7 +158,7 @@ class ChangeLog:
 
     def kept_key(self, key: str) -> KeptKey | None:
         """What an idempotency key was used for, if it is still known."""
-        with _naming(self.path):
+        with naming_log(self.path):
             statement = "SELECT key, request, sequence, changes FROM keys WHERE key = ?"
             found = self._connection.execute(statement, (key,)).fetchone()
         return KeptKey(*found) if found else None
@@ -233,11 +166,11 @@ class ChangeLog:
     def after(self, sequence: int) -> Iterator[LoggedChange]:
         """The changes after number `sequence`, in order, each found as it was written; `SnapshotError` for damage."""
         expected = sequence + 1
-        with _naming(self.path):
+        with naming_log(self.path):
             pruned = self.pruned
             if sequence < pruned:
                 raise damaged(self.path, f"changes from {pruned + 1:,} on where those from {expected:,} are needed")
-            acknowledged, refused = self._read_mark()
+            acknowledged, refused = self._mark.read()
             statement = f"SELECT {_COLUMNS}, checksum FROM changes WHERE sequence > ? ORDER BY sequence"
             for *columns, stored in self._connection.execute(statement, (sequence,)):
                 change = LoggedChange(*columns)
@@ -253,7 +186,7 @@ class ChangeLog:
 
         A change that has no vector of this model is a `SnapshotError`, unless it is to come `or_as_it_is`.
         """
-        with _naming(self.path):
+        with naming_log(self.path):
             found = self._connection.execute(
                 "SELECT sequence, vector, checksum FROM translations WHERE sequence > ? AND model = ?",
                 (sequence, model),
@@ -289,7 +222,7 @@ class ChangeLog:
     @property
     def data_version(self) -> int:
         """A number that is another one when another process has written since it was last asked for; cheap."""
-        with _naming(self.path):
+        with naming_log(self.path):
             return self._connection.execute("PRAGMA data_version").fetchone()[0]
 
     def prune(self, sequence: int) -> None:
@@ -304,7 +237,7 @@ class ChangeLog:
     @contextmanager
     def locked(self) -> Iterator[int]:
         """Hold back every writer, of this process or another, until the block ends; gives the last number there is."""
-        with _naming(self.path):
+        with naming_log(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._last_stored()
@@ -313,7 +246,7 @@ class ChangeLog:
 
     def check(self) -> int:
         """Read every page and every row; return how many changes are kept, or raise `SnapshotError`."""
-        with _naming(self.path):
+        with naming_log(self.path):
             (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise damaged(self.path, verdict)
@@ -321,7 +254,7 @@ class ChangeLog:
 
     def back_up(self, path: Path) -> None:
         """Write a copy of the log as it is now, complete and on the disk when this returns, while others go on."""
-        with _naming(path), closing(sqlite3.connect(path)) as copy:
+        with naming_log(path), closing(sqlite3.connect(path)) as copy:
             self._connection.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
         sync_path(path)
@@ -329,9 +262,7 @@ class ChangeLog:
     def close(self) -> None:
         """Release the file."""
         self._connection.close()
-        if self._mark is not None:
-            os.close(self._mark)
-            self._mark = None
+        self._mark.close()
 
     def _last_stored(self) -> int:
         (last,) = self._connection.execute("SELECT max(sequence) FROM changes").fetchone()
@@ -340,7 +271,7 @@ class ChangeLog:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All or nothing, and nothing after an error, also when the process is killed right after it."""
-        with _naming(self.path):
+        with naming_log(self.path):
             self._clear_failed()
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -363,18 +294,8 @@ class ChangeLog:
             self._unfinished = bool(busy)
             self._write_mark(refused=self._unfinished)
 
-    def _read_mark(self) -> tuple[int, bool]:
-        """The last change that was acknowledged, and whether what follows it was refused."""
-        try:
-            text = self.path.with_name(MARK).read_bytes()
-            return int(text[:20] or b"0"), text[20:21] == _REFUSED
-        except (OSError, ValueError):
-            return 0, False  # it only ever tells more
-
     def _write_mark(self, refused: bool = False) -> None:
-        if self._mark is not None:
-            with contextlib.suppress(OSError):
-                os.pwrite(self._mark, b"%020d" % self.last + (_REFUSED if refused else b" "), 0)
+        self._mark.write(self.last, refused)
 
     def _forget_keys(self, now: int) -> None:
         self._forgotten_at = self.last
@@ -382,43 +303,3 @@ class ChangeLog:
             self._connection.execute("DELETE FROM keys WHERE time < ?", (now - KEPT_KEY_SECONDS,))
             oldest = "SELECT sequence FROM keys ORDER BY sequence DESC LIMIT 1 OFFSET ?"
             self._connection.execute(f"DELETE FROM keys WHERE sequence <= ({oldest})", (KEPT_KEYS,))
-
-
-def checksum(change: LoggedChange) -> int:
-    """CRC-32 of a change; it notices any altered bit."""
-    sequence, image_id, vector, digest, location, captions, attributes, model = change
-    texts = f"{sequence}\0{model}\0{vector is None}\0{image_id}\0{digest}\0{location}\0{captions}\0{attributes}"
-    return zlib.crc32(texts.encode(), zlib.crc32(vector or b""))
-
-
-def damaged(path: Path, received: str) -> SnapshotError:
-    """The refusal of a log that is not as it was written."""
-    return SnapshotError(
-        f"the log of online changes as it was written in {path}",
-        received,
-        "restore a backup (python -m serving.manage restore); or move the file away and build the index again, which "
-        "loses the changes since the last snapshot",
-    )
-
-
-def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    for number in range(version, len(MIGRATIONS)):
-        connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """SQLite's errors as `OSError` of the disk or `SnapshotError` of damage."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-            raise damaged(path, f"what SQLite refuses: {error}") from error
-        numbers = {
-            sqlite3.SQLITE_FULL: errno.ENOSPC,
-            sqlite3.SQLITE_BUSY: errno.EBUSY,
-            sqlite3.SQLITE_READONLY: errno.EROFS,
-        }
-        number = numbers.get(code, errno.EIO)
-        raise OSError(number, os.strerror(number), f"{path} ({error})") from error

@@ -13,8 +13,8 @@ from data.attributes import EXPECTED, is_attribute, is_unicode
 from data.durable import digest_json
 from data.errors import QueryError
 from serving.catalog import attributes_json, captions_json
-from serving.change_log import LoggedChange
 from serving.exact_index import UNIT_TOLERANCE, as_float32
+from serving.logged_change import LoggedChange
 from serving.vector_store import Change, Upsert
 
 if TYPE_CHECKING:

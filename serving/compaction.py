@@ -57,9 +57,10 @@ def compact(index: Path, threads: int = 0) -> str:
     Changes acknowledged meanwhile stand above it. Waits for another compaction, and makes no other snapshot when that
     took every change along. `SnapshotError` when the index is damaged, or a build is under way.
     """
+    from serving.builder_lock import only_builder
     from serving.carry_over import newest_readable, open_log, stage
     from serving.index_recall import Tuning
-    from serving.publish import index_staged, only_builder, publish, staging
+    from serving.publish import index_staged, publish, staging
     from serving.snapshot import current_name
     from serving.staged_snapshot import StagedSnapshot
 
@@ -100,8 +101,9 @@ def rebuild(index: Path) -> str:
     import numpy as np
 
     from data.durable import changed_files
+    from serving.builder_lock import only_builder
     from serving.index_recall import Tuning
-    from serving.publish import index_staged, only_builder, publish, staging
+    from serving.publish import index_staged, publish, staging
     from serving.snapshot import QUERIES, SNAPSHOTS, current_name, read_manifest
     from serving.staged_snapshot import CATALOG, VECTORS
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serving.catalog import attributes_of_json
-from serving.change_log import LoggedChange
 from serving.exact_index import as_float32
 from serving.growing_columns import GrowingColumns
+from serving.logged_change import LoggedChange
 
 if TYPE_CHECKING:
     from serving.filters import Filter

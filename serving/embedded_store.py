@@ -17,15 +17,18 @@ from pathlib import Path
 
 from data.durable import only_process
 from data.errors import UserError
-from serving.change_log import ChangeLog, KeptKey, LoggedChange, damaged
+from serving.change_log import ChangeLog
+from serving.change_numbering import ChangeNumbering
 from serving.change_request import ChangeRequest, encode_changes
 from serving.compaction import BackgroundCompaction
 from serving.delta import Delta
 from serving.group_commit import GroupCommitter
+from serving.held_state import HeldState
+from serving.log_file import damaged
 from serving.snapshot import CURRENT, SNAPSHOTS, Snapshot, current_name, open_snapshot, read_manifest, snapshot_names
 from serving.store_view import EmbeddedView
 from serving.uploaded_images import keep_image
-from serving.vector_store import Change, KeyReused, Receipt, StoreReadOnly, StoreSuperseded, VersionConflict
+from serving.vector_store import Change, Receipt, StoreReadOnly, StoreSuperseded
 
 WRITER = "WRITER"  # whoever holds the lock of this file may append to the log
 
@@ -53,7 +56,7 @@ class EmbeddedStore:
         self._model = log.model_number(self.fingerprint)
         self._data_version = log.data_version
         self._delta = self._above(snapshot)
-        self._state = _State(snapshot, EmbeddedView(self._delta))
+        self._state = HeldState(snapshot, EmbeddedView(self._delta))
         self._seen = self._allowed_at = seen
         self._loading: threading.Thread | None = None
         self._compaction: BackgroundCompaction | None = None
@@ -216,7 +219,7 @@ class EmbeddedStore:
         """Number, log and show the changes of all `requests`, one after the other; refusals concern one request."""
         with self._lock:
             ids = {row.image_id for request in requests for row in request.rows}
-            numbering = _Numbering(self._log, self._delta, self._model, self._delta.base_rows(list(ids)))
+            numbering = ChangeNumbering(self._log, self._delta, self._model, self._delta.base_rows(list(ids)))
             results = [numbering.number(request) for request in requests]
             if numbering.rows:
                 self._log.append(numbering.rows, list(numbering.keys.values()), self._check_model)
@@ -277,7 +280,7 @@ class EmbeddedStore:
         try:
             with self._lock:
                 delta = self._above(snapshot)
-                former, self._delta, self._state = self._state, delta, _State(snapshot, EmbeddedView(delta))
+                former, self._delta, self._state = self._state, delta, HeldState(snapshot, EmbeddedView(delta))
         except BaseException:
             snapshot.close()
             raise
@@ -308,81 +311,6 @@ class EmbeddedStore:
             for sequence in (*range(self._log.pruned, needed_after, _AT_ONCE), needed_after):
                 with self._lock:
                     self._log.prune(sequence)
-
-
-class _Numbering:
-    """Gives the changes of one commit their sequence numbers, checking versions and keys on the way."""
-
-    def __init__(self, log: ChangeLog, delta: Delta, model: int, base_rows: dict[str, tuple[int, int]]) -> None:
-        self.base_rows = base_rows
-        self.rows: list[LoggedChange] = []
-        self.keys: dict[str, KeptKey] = {}
-        self._log, self._delta, self._model = log, delta, model
-        self._last = delta.sequence
-        self._versions: dict[str, int] = {}  # of the images that this commit changes
-
-    def number(self, request: ChangeRequest) -> Receipt | Exception:
-        """The receipt of a request, or its refusal, after which nothing of it is in `rows`."""
-        if request.key and (kept := self.keys.get(request.key) or self._log.kept_key(request.key)):
-            same = kept.request == request.digest
-            return _receipt(kept.sequence, kept.changes) if same else KeyReused(request.key)
-        versions: dict[str, int] = {}
-        rows: list[LoggedChange] = []
-        for row, if_version in zip(request.rows, request.if_versions, strict=True):
-            if if_version is not None:
-                current = versions.get(row.image_id, self._version(row.image_id))
-                if current != if_version:
-                    return VersionConflict(row.image_id, if_version, current)
-            sequence = self._last + len(rows) + 1
-            rows.append(LoggedChange(sequence, *row[1:-1], self._model))
-            versions[row.image_id] = 0 if row.vector is None else sequence
-        self.rows += rows
-        self._versions.update(versions)
-        self._last += len(rows)
-        if request.key:
-            self.keys[request.key] = KeptKey(request.key, request.digest, self._last, len(rows))
-        return _receipt(self._last, len(rows))
-
-    def _version(self, image_id: str) -> int:
-        if image_id in self._versions:
-            return self._versions[image_id]
-        return self._delta.version(image_id, self.base_rows)
-
-
-class _State:
-    """A view and the snapshot under it, which is closed when it was replaced and the last reader has left."""
-
-    def __init__(self, snapshot: Snapshot, view: EmbeddedView) -> None:
-        self.view = view
-        self._snapshot = snapshot
-        self._readers, self._retired = 0, False
-        self._lock = threading.Lock()
-
-    def enter(self) -> bool:
-        """Keep the snapshot open; False when it was replaced."""
-        with self._lock:
-            self._readers += not self._retired
-            return not self._retired
-
-    def leave(self) -> None:
-        """The opposite of `enter`."""
-        with self._lock:
-            self._readers -= 1
-            last = self._retired and not self._readers
-        if last:
-            self._snapshot.close()
-
-    def retire(self) -> None:
-        """No reader enters any more."""
-        with self._lock:
-            last = not self._retired and not self._readers
-            self._retired = True
-        if last:
-            self._snapshot.close()
-
-
-def _receipt(sequence: int, changes: int) -> Receipt:
-    return Receipt(sequence, tuple(range(sequence - changes + 1, sequence + 1)))
 
 
 def _identity(index: Path) -> tuple[int, int] | None:

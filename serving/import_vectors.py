@@ -29,9 +29,10 @@ def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_ve
     `SourceError` for a row that cannot be taken; the live index then stays.
     """
     from data.errors import SourceError
+    from serving.builder_lock import only_builder
     from serving.carry_over import newest_readable, open_log, stage
     from serving.index_job import BuildReport, BuildSettings, publish_staged
-    from serving.publish import WORK, only_builder, staging
+    from serving.publish import WORK, staging
     from serving.reembedding import Reembedding, kept_width
     from serving.staged_snapshot import StagedSnapshot
 

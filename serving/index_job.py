@@ -89,7 +89,8 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
     again. An index that is live in `out` stays so until the new one has been verified. `SourceError` when there is no
     readable image or an id occurs twice; `SnapshotError` when another job is writing to `out`.
     """
-    from serving.publish import WORK, only_builder, staging
+    from serving.builder_lock import only_builder
+    from serving.publish import WORK, staging
     from serving.reembedding import Reembedding
     from serving.skipped_images import SKIPPED, SkippedImages
 

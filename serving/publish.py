@@ -8,9 +8,8 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from data import console
-from data.durable import digest_bytes, directory_digests, naming_file, only_process, publish_directory, write_atomic
+from data.durable import digest_bytes, directory_digests, naming_file, publish_directory, write_atomic
 from data.errors import SnapshotError
 from serving.attribute_columns import write_columns
+from serving.builder_lock import only_builder
 from serving.carry_over import Embed, entry_of
 from serving.catalog import Catalog
 from serving.change_log import ChangeLog
@@ -45,54 +44,11 @@ from serving.snapshot import (
 from serving.staged_snapshot import CATALOG, VECTORS
 from serving.unused_images import remove_unused_images
 
-WORK, LOCK = "work", "LOCK"
-BUILD = "build"  # what `only_builder` does not wait for
-_LOOK_SECONDS = 0.1
+WORK = "work"
 
 _SEE = "see python -m serving.manage snapshots, and name one: python -m serving.manage rollback INDEX NAME"
 
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def only_builder(index: Path, job: str = BUILD) -> Iterator[bool]:
-    """Hold the lock of those who publish in `index`, which ends with the process; `job` says what for.
-
-    Waits while another holds it for what is short, such as a compaction, and gives whether it had to; `SnapshotError`
-    when a build holds it, which may take hours.
-    """
-    if not index.is_dir():
-        raise SnapshotError("an index", f"nothing at {index}", "build one: python -m serving.build_index --help")
-    lock = index / LOCK
-    lock.touch()
-    busy = SnapshotError(f"no other build in {index}", "one that is running", "wait for it, or choose another index")
-    with ExitStack() as held:
-        waited, before = False, ""
-        while not _entered(held, only_process(lock, busy)):
-            held_for = lock.read_text("utf-8", errors="replace")
-            # Twice, for who has just taken the lock may not have written yet what for.
-            if held_for == before == BUILD:
-                raise busy
-            if held_for != BUILD and not waited:
-                console.say(f"waiting for a {held_for or 'job'} under way in {index}")
-                waited = True
-            before = held_for
-            time.sleep(_LOOK_SECONDS)
-        with suppress(OSError):  # of a full disk: it is only said for others
-            lock.write_text(job, "utf-8")
-        try:
-            yield waited
-        finally:
-            with suppress(OSError):
-                lock.write_text("", "utf-8")
-
-
-def _entered(held: ExitStack, lock: AbstractContextManager[None]) -> bool:
-    try:
-        held.enter_context(lock)
-    except SnapshotError:
-        return False
-    return True
 
 
 @contextmanager

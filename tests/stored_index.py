@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.builder_lock import only_builder
 from serving.carry_over import newest_readable, open_log, stage
 from serving.catalog import CatalogEntry
-from serving.publish import index_staged, only_builder, publish, staging
+from serving.publish import index_staged, publish, staging
 from serving.snapshot import Manifest
 from serving.staged_snapshot import StagedSnapshot
 from serving.vector_store import Upsert

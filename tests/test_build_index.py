@@ -21,11 +21,11 @@ from data.errors import SnapshotError, SourceError
 from data.pairs import ImageBytes, ImageFile, ImageTextPair
 from data.splits import split_pairs
 from dual_encoder.hubness import HubnessCorrection
+from serving.builder_lock import only_builder
 from serving.embedded_store import EmbeddedStore
 from serving.embedding_job import EmbeddingJob
 from serving.exact_index import ExactIndex
 from serving.index_job import BuildSettings, build_index
-from serving.publish import only_builder
 from serving.snapshot import current_name, open_snapshot
 from serving.vector_store import BATCH_VERSION, Upsert
 

@@ -10,9 +10,10 @@ from stored_index import publish_batch
 from vector_store_contract import DIMENSION, INITIAL, upsert
 
 from data.errors import SnapshotError
+from serving.builder_lock import only_builder
 from serving.compaction import compact, rebuild
 from serving.embedded_store import EmbeddedStore
-from serving.publish import only_builder, roll_back
+from serving.publish import roll_back
 from serving.snapshot import current_name
 
 
@@ -27,7 +28,7 @@ def index(tmp_path):
 def waits(monkeypatch):
     """An event for each time that somebody says that he waits."""
     event = threading.Event()
-    monkeypatch.setattr("serving.publish.console.say", lambda text: event.set() if "waiting" in text else None)
+    monkeypatch.setattr("serving.builder_lock.console.say", lambda text: event.set() if "waiting" in text else None)
     return event
 
 

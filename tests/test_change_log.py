@@ -14,7 +14,9 @@ import pytest
 
 from data.errors import SnapshotError
 from serving import change_log
-from serving.change_log import LOG, ChangeLog, KeptKey, LoggedChange
+from serving.change_log import ChangeLog
+from serving.log_file import LOG, MIGRATIONS
+from serving.logged_change import KeptKey, LoggedChange
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_an_altered_row_and_a_gap_are_refused(tmp_path, log):
 def test_a_later_layout_is_refused(tmp_path, log):
     log.close()
     with closing(sqlite3.connect(tmp_path / LOG)) as connection:
-        connection.execute(f"PRAGMA user_version = {len(change_log.MIGRATIONS) + 1}")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(SnapshotError, match="layout"):
         ChangeLog.open(tmp_path, writable=True)
 

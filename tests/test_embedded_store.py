@@ -20,9 +20,11 @@ from stored_index import FINGERPRINT, publish_batch
 from vector_store_contract import DIMENSION, INITIAL, VectorStoreContract, exact_answer, unit_vector, upsert
 
 from data.errors import FingerprintMismatch, QueryError, SnapshotError
-from serving.change_log import LOG, MARK, ChangeLog
+from serving.acknowledged_mark import MARK
+from serving.change_log import ChangeLog
 from serving.compaction import compact
 from serving.embedded_store import EmbeddedStore
+from serving.log_file import LOG
 from serving.publish import roll_back
 from serving.snapshot import current_name, snapshot_names
 from serving.vector_store import Delete, StoreReadOnly, Upsert

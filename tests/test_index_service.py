@@ -22,9 +22,9 @@ from protos.imageretrieval.v1 import (
     operation_service_pb2,
     operation_service_pb2_grpc,
 )
+from serving.builder_lock import only_builder
 from serving.client import SearchClient
 from serving.index_job import build_index
-from serving.publish import only_builder
 from serving.snapshot import current_name
 
 RUNTIME = ColourRuntime()
