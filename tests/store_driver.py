@@ -61,17 +61,16 @@ def killing(real: Callable[..., Any], when: str, count: int, chosen: Callable[..
 
 
 class KillingConnection(sqlite3.Connection):
-    """Dies before or after a statement of the log."""
+    """Dies before or after the `count`-th commit, whichever thread it is of."""
 
-    statement, when, left = "COMMIT", "before", 0
+    when, count, commits = "before", 0, itertools.count(1)
 
     def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        counts = statement == self.statement
-        KillingConnection.left -= counts
-        if counts and not KillingConnection.left and self.when == "before":
+        last = statement == "COMMIT" and next(self.commits) == self.count
+        if last and self.when == "before":
             die()
         cursor = super().execute(statement, *values)
-        if counts and not KillingConnection.left:
+        if last:
             die()
         return cursor
 
@@ -100,7 +99,7 @@ def arm(label: str, count: int) -> None:
     """Let this process die at a place."""
     when, _, place = label.partition(" ")
     if place == "COMMIT":
-        KillingConnection.when, KillingConnection.left = when, count
+        KillingConnection.when, KillingConnection.count = when, count
         real = sqlite3.connect
         change_log.sqlite3.connect = functools.partial(real, factory=KillingConnection)
         return
