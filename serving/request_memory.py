@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -22,13 +24,15 @@ from serving.settings_sources import setting
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 MIB = 1 << 20
 PATIENCE_SECONDS = 0.1  # a request that takes no longer is never given up
 SWEEP_SECONDS = 0.1  # between two looks at what is coming
+TELL_SECONDS = 60.0  # at least, between two lines in the log
 TRIM_SECONDS = 1.0  # at least, between two times that free memory is handed back
 _SHARE = 0.75  # of the machine's memory
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class RequestMemory:
         self._room = asyncio.Event()
         self._room.set()
         self._timer: asyncio.TimerHandle | None = None
-        self._trimmed = 0.0
+        self._trimmed = self._told = -math.inf
 
     async def come(self, message: Awaitable[T]) -> T:
         """Wait for a message. `Overloaded` when it is given up because memory is short."""
@@ -106,9 +110,13 @@ class RequestMemory:
         the rest: soon there is none, however much each of them holds."""
         now = asyncio.get_running_loop().time()
         slow = [each for each, since in self._coming.items() if now - since >= PATIENCE_SECONDS]
-        if slow and self._short():
-            for each in slow[: (len(slow) + 1) // 2]:
-                each.reschedule(now)
+        if not slow or not self._short():
+            return
+        for each in slow[: (len(slow) + 1) // 2]:
+            each.reschedule(now)
+        if now - self._told > TELL_SECONDS:
+            self._told = now
+            _log.warning("more than %d MiB are used: requests that come slowly are given up", self._limit // MIB)
 
     def _sweep(self) -> None:
         self.give_up_slow()
@@ -134,13 +142,15 @@ def process_memory() -> int:
     return (int(resident) - int(shared)) * _PAGE
 
 
-def memory_there() -> int:
-    """Bytes that the machine, or the container, has."""
-    machine = os.sysconf("SC_PHYS_PAGES") * _PAGE
-    try:
-        return min(machine, int(_CONTAINER.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return machine
+def memory_there(own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that the machine has, or that a container or a service manager leaves of them."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * _PAGE]
+    with contextlib.suppress(OSError):
+        group = groups / own.read_text().rpartition("::")[2].strip().lstrip("/")
+        for each in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # none, or "max"
+                limits.append(int((each / "memory.max").read_text()))
+    return min(limits)
 
 
 def hand_back() -> None:

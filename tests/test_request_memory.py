@@ -104,6 +104,19 @@ def test_what_a_process_has_and_a_machine_has_is_known():
     assert process_memory() < memory_there()
 
 
+def test_a_container_or_a_service_has_no_more_than_any_group_around_it(tmp_path):
+    own, groups = tmp_path / "cgroup", tmp_path / "groups"
+    service = groups / "system.slice" / "image-search.service"
+    service.mkdir(parents=True)
+    machine = memory_there(own, groups)
+    own.write_text("0::/system.slice/image-search.service\n")
+    (service / "memory.max").write_text("max\n")
+    assert memory_there(own, groups) == machine
+    (service.parent / "memory.max").write_text("3000\n")
+    (service / "memory.max").write_text("4000\n")
+    assert memory_there(own, groups) == 3_000
+
+
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     out = tmp_path_factory.mktemp("served")

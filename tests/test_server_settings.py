@@ -202,11 +202,19 @@ def test_print_config_prints_what_is_in_effect(capsys, monkeypatch):
     assert (printed["grace"], printed["limits"]["rate"], printed["address"]) == (3.0, 50.0, "127.0.0.1:50051")
 
 
-@pytest.mark.parametrize("page", ["security.md"])
-def test_settings_in_documents_are_settings(page, file):
-    text = (ROOT / "docs" / page).read_text("utf-8")
+def test_settings_in_documents_are_settings(file):
+    text = (ROOT / "docs" / "security.md").read_text("utf-8")
     (example,) = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert read("--config", file(example)).access.asked_for
+
+
+def test_the_settings_to_begin_with_are_safe_for_others_and_where_the_unit_looks(file):
+    deploy = ROOT / "deploy"
+    given_ = read("--config", deploy / "server.toml")
+    assert given_.access.asked_for
+    assert not given_.admin_on_main
+    unit = (deploy / "image-search.service").read_text()
+    assert all(path in unit for path in (str(given_.index), str(given_.tls.key.parent / "server.toml")))
 
 
 def test_every_setting_is_documented():
