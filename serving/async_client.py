@@ -270,25 +270,26 @@ class AsyncSearchClient:
                 room.release()
                 yield stream.read(answer)
         except grpc.RpcError as error:
-            raise error_of_call(await self._told(error, stream, timeout), self.address) from None
+            raise await self._told(error, stream, timeout) from None
         finally:
             answers.cancel()
         if failures:
             raise failures[0]
 
-    async def _told(self, error: grpc.RpcError, stream: calls.Stream[T, R], timeout: float | None) -> grpc.RpcError:
+    async def _told(self, error: grpc.RpcError, stream: calls.Stream[T, R], timeout: float | None) -> ServiceError:
         """What the server said when it ended a stream.
 
-        grpc.aio, which still wrote to it, tells INTERNAL instead; a stream without an item is told the reason.
+        grpc.aio, which still wrote to it, tells INTERNAL instead; a stream without an item is told the reason. Where it
+        is told none, the server refuses nothing: the connection broke, or another server answers now.
         """
         if error.code() is not grpc.StatusCode.INTERNAL or error.details() != "Internal error from Core":
-            return error
+            return error_of_call(error, self.address)
         try:
             async for _ in self._method(stream.method)(_nothing(), timeout=timeout, metadata=self._metadata()):
                 pass
         except grpc.RpcError as told:
-            return told
-        return error
+            return error_of_call(told, self.address)
+        return ServiceError("UNAVAILABLE", "", f"the stream to {self.address} broke; send again what has no answer")
 
     def _metadata(self) -> grpc.aio.Metadata:
         return grpc.aio.Metadata(*self._connection.metadata)

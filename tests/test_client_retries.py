@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import subprocess
 import time
@@ -23,6 +24,7 @@ from protos.imageretrieval.v1 import (
     search_service_pb2,
     search_service_pb2_grpc,
 )
+from serving.async_client import AsyncSearchClient
 from serving.client import SearchClient, ServiceError, Upload
 from serving.client_connection import Connection, from_environment
 from serving.error_details import ResponseTooLarge, status_of
@@ -158,6 +160,39 @@ def test_what_a_second_try_cannot_mend_is_not_repeated(client_class, error):
         client.upsert_image(Upload("a", b"x"))
     assert refusal.value.reason in ("DISK_FULL", "RESPONSE_TOO_LARGE")
     assert len(unwell.requests) == 1
+
+
+@pytest.mark.parametrize("then", [None, "RESOURCE_EXHAUSTED"])
+def test_an_async_stream_that_broke_is_not_told_as_a_defect(monkeypatch, then):
+    """grpc.aio tells INTERNAL of a stream that ends while it writes, whatever the server said."""
+
+    class Ended:
+        def __init__(self, error):
+            self.error = error
+
+        async def __aiter__(self):
+            if self.error is not None:
+                raise self.error
+            return
+            yield
+
+        def cancel(self):
+            pass
+
+    def error(code, details):
+        return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+    told = [error(grpc.StatusCode.INTERNAL, "Internal error from Core"), then and error(EXHAUSTED, "later")]
+
+    async def scene():
+        async with AsyncSearchClient("127.0.0.1:1") as client:
+            monkeypatch.setattr(client, "_method", lambda name: lambda *_, **__: Ended(told.pop(0)))
+            return [answer async for answer in client.stream_search(["red"])]
+
+    with pytest.raises(ServiceError) as refusal:
+        asyncio.run(scene())
+    assert refusal.value.code == (then or "UNAVAILABLE")
+    assert told == []
 
 
 def test_the_server_tells_when_to_come_again(client_class):

@@ -143,12 +143,13 @@ class Clients:
             async with AsyncSearchClient(self._address, timeout=20) as client:
                 taken = 0
                 try:
-                    async for _, result in client.stream_search(drawn.choices(TEXTS, k=200)):
-                        if isinstance(result, ServiceError):
-                            self.journal.refused("stream", result.code, f"{result.reason} {result}")
-                        taken += 1
-                        if taken == 20:
-                            break
+                    async with contextlib.aclosing(client.stream_search(drawn.choices(TEXTS, k=200))) as answers:
+                        async for _, result in answers:
+                            if isinstance(result, ServiceError):
+                                self.journal.refused("stream", result.code, f"{result.reason} {result}")
+                            taken += 1
+                            if taken == 20:
+                                break
                 except ServiceError as error:
                     await self._forgiven("stream", error)
                 self.journal.ended["stream", "left"] += 1
