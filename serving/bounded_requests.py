@@ -19,6 +19,7 @@ from serving.overload import Overloaded
 from serving.request_memory import MIB, RequestMemory
 
 OTHERS_MIB = 1  # health and reflection
+_OURS = "/imageretrieval.v1."
 
 
 class BoundedRequests(grpc.aio.ServerInterceptor):
@@ -37,8 +38,7 @@ class BoundedRequests(grpc.aio.ServerInterceptor):
         path = handler_call_details.method
         if (known := self._handlers.get(path)) is not None:
             return known
-        service, _, method = path.rpartition("/")
-        name = f"{service.rpartition('.')[2]}.{method}"
+        name = path.removeprefix(_OURS).replace("/", ".", 1)
         bounded = self._bounded(await continuation(handler_call_details), name)
         if name in POLICIES:  # of other names there is no end
             self._handlers[path] = bounded
