@@ -6,14 +6,16 @@ A block is evaluated whole before the next, so that what a term leaves of it sta
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data.errors import QueryError
 from serving.attribute_postings import (
+    BLOCK_ROWS,
     INTEGER,
     ITEM,
     LIST,
@@ -68,12 +70,23 @@ class PostingBlocks:
         """
         mask = np.zeros(count, bool)
         evaluation = _Evaluation(planned(where), count, with_ids)
-        blocks: list[tuple[int, Columns]] = [(0, {}), *self._blocks]  # rows without attributes may be in none
-        for number, (start, columns) in enumerate(blocks):
-            end = min(count, blocks[number + 1][0]) if number + 1 < len(blocks) else count
-            if start < end:
-                evaluation.mark(mask[start:end], start, columns)
+        for start, end, columns in self._parts(count):
+            evaluation.mark(mask[start:end], start, columns)
         return mask
+
+    def _parts(self, count: int) -> Iterator[tuple[int, int, Columns]]:
+        """The first `count` rows in parts, where each begins and ends; blocks whose rows have no attributes are not
+        there, and may be many."""
+        blocks = [*self._blocks, (count, {})]
+        if blocks[0][0]:
+            yield 0, min(blocks[0][0], count), {}
+        for (start, columns), (following, _) in itertools.pairwise(blocks):
+            following = min(following, count)
+            end = min(start + BLOCK_ROWS, following)
+            if start < end:
+                yield start, end, columns
+            if end < following:
+                yield end, following, {}
 
     def summaries(self) -> list[AttributeSummary]:
         """Every attribute by the kind of its values, in the order of their names.
@@ -102,7 +115,8 @@ class _Evaluation:
         self._step = step
         self._cost, self._allowed = 0, max(MAX_COST, _STEPS * count)
         self._uses: Counter[str] = Counter()
-        self._after, self._inside = np.empty(0, np.uint16), np.empty(0, bool)  # not allocated anew in every step
+        self._after, self._flags = np.empty(0, np.uint16), np.empty(0, bool)  # not allocated anew in every step
+        self._wanted: dict[tuple[int, str], Wanted] = {}
         self._prepared: dict[int, Any] = {}  # by the identity of a step: what it looks for, as postings have it
         for look in lookups(step):
             match look:
@@ -110,9 +124,9 @@ class _Evaluation:
                     self._uses[attribute] += len(alternatives)
                     self._prepared[id(look)] = _ranges(alternatives)
                 case In(_, values):
-                    self._prepared[id(look)] = _wanted(values)
+                    self._prepared[id(look)] = _by_kind(values)
                 case Items(_, texts):
-                    self._prepared[id(look)] = {ITEM: Wanted(ITEM, texts)}
+                    self._prepared[id(look)] = {ITEM: texts}
                 case Ids(image_ids):
                     rows = with_ids(image_ids)
                     self._prepared[id(look)] = np.sort(np.flatnonzero(rows) if rows.dtype == np.bool_ else rows)
@@ -155,9 +169,9 @@ class _Evaluation:
                     if (attribute, kind) in self._columns:
                         self._mark_ranges(mask, (attribute, kind), alternatives)
             case In(attribute) | Items(attribute):
-                for kind, wanted in self._prepared[id(step)].items():
+                for kind, values in self._prepared[id(step)].items():
                     if (postings := self._columns.get((attribute, kind))) is not None:
-                        self._mark_runs(mask, postings, *postings.among(wanted))
+                        self._mark_runs(mask, postings, *postings.among(self._wanted_of(step, kind, values)))
             case Exists(attribute):
                 for kind in (TEXT, INTEGER, REAL, TRUTH, MOMENT, LIST):
                     if (postings := self._columns.get((attribute, kind))) is not None:
@@ -167,18 +181,22 @@ class _Evaluation:
                 rows = self._prepared[id(step)]
                 mask[rows[slice(*np.searchsorted(rows, (self._start, self._start + len(mask))))] - self._start] = True
 
+    def _wanted_of(self, step: Step, kind: str, values: Sequence[Any]) -> Wanted:
+        """What a step looks for among values of one kind, made when a block has that kind."""
+        key = (id(step), kind)
+        if key not in self._wanted:
+            self._wanted[key] = Wanted(kind, values)
+        return self._wanted[key]
+
     def _mark_ranges(self, mask: np.ndarray, column: tuple[str, str], alternatives: Sequence[Sequence[tuple]]) -> None:
         postings = self._by_value(column)
         runs = _united(_common(postings, related) for related in alternatives)
         marked = sum(high - low for low, high in runs)
         if self._uses[column[0]] >= RANKED and marked > len(runs) * len(mask) // _COMPARED:
-            rank = self._rank(column, len(mask))
+            self._spend(len(runs) * len(mask) // _COMPARED)
             for low, high in runs:
-                self._spend(len(mask) // _COMPARED)
-                after, inside = np.subtract(rank, np.uint16(low), out=self._after), self._inside
-                mask |= np.less(after, high - low, out=inside)
-            return
-        if len(runs) == 1:
+                mask |= self._inside(column, low, high, len(mask))
+        elif len(runs) == 1:
             self._spend(marked)
             _mark_run(mask, postings.rows, *runs[0])
         else:
@@ -186,12 +204,23 @@ class _Evaluation:
 
     def _mark_runs(self, mask: np.ndarray, postings: Postings, starts: np.ndarray, ends: np.ndarray) -> None:
         """Mark the rows in runs (R,), where a row of a list may stand several times."""
-        self._spend(int((ends - starts).sum()))
         if len(starts) > FEW_RUNS:
-            mask[postings.rows_of(starts, ends)] = True
-        else:
-            for low, high in zip(starts.tolist(), ends.tolist(), strict=True):
-                mask[postings.rows[low:high]] = True
+            rows = postings.rows_of(starts, ends)
+            self._spend(len(rows))
+            mask[rows] = True
+            return
+        for low, high in zip(starts.tolist(), ends.tolist(), strict=True):
+            self._spend(high - low)
+            mask[postings.rows[low:high]] = True
+
+    def _inside(self, column: tuple[str, str], low: int, high: int, count: int) -> np.ndarray:
+        """(B,) bool: which of `count` rows stand in a run of a column; good until this is called again."""
+        rank = self._rank(column, count)
+        if low == 0:
+            return np.less(rank, high, out=self._flags)
+        if high == len(self._columns[column].rows) == count:
+            return np.greater_equal(rank, low, out=self._flags)
+        return np.less(np.subtract(rank, np.uint16(low), out=self._after), high - low, out=self._flags)
 
     def _by_value(self, column: tuple[str, str]) -> Postings:
         """The postings of a column, its values where they are found fast."""
@@ -209,7 +238,7 @@ class _Evaluation:
             self._ranks[column] = np.full(count, _NOWHERE, np.uint16)
             self._ranks[column][rows] = np.arange(len(rows), dtype=np.uint16)
             if len(self._after) != count:
-                self._after, self._inside = np.empty(count, np.uint16), np.empty(count, bool)
+                self._after, self._flags = np.empty(count, np.uint16), np.empty(count, bool)
         return self._ranks[column]
 
     def _spend(self, cost: int) -> None:
@@ -233,15 +262,14 @@ def _ranges(alternatives: Iterable[Sequence[Compare]]) -> dict[str, list[list[tu
     return prepared
 
 
-def _wanted(values: Iterable[Scalar]) -> dict[str, Wanted]:
-    """By their kind: values to look for."""
+def _by_kind(values: Iterable[Scalar]) -> dict[str, list[Any]]:
+    """Stored values by the kinds that they compare with."""
     by_kind: defaultdict[str, list[Any]] = defaultdict(list)
     for kind, value in map(stored, values):
         by_kind[INTEGER if kind == REAL else kind].append(value)
-    wanted = {kind: Wanted(kind, some) for kind, some in by_kind.items()}
     if INTEGER in by_kind:
-        wanted[REAL] = Wanted(REAL, by_kind[INTEGER])
-    return wanted
+        by_kind[REAL] = by_kind[INTEGER]
+    return by_kind
 
 
 def _common(postings: Postings, related: Iterable[tuple[str, Any]]) -> tuple[int, int]:

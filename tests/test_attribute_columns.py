@@ -120,6 +120,17 @@ def test_filters_of_a_thousand_terms_find_what_they_say(sealed):
         assert columns.rows_matching(where, len(rows)).tolist() == expected(where, rows)
 
 
+@pytest.mark.parametrize("before", [0, 65_536])
+def test_rows_of_blocks_without_attributes_match_what_asks_for_none(tmp_path, before):
+    rows = [*({} for _ in range(before)), *({"a": row} for row in range(65_536)), *({} for _ in range(10))]
+    write_columns(tmp_path / "c", rows)
+    columns = AttributeColumns(tmp_path / "c", len(rows), rows_of)
+    every = And(tuple(Or((Compare("a", ">=", 0), Compare("b", "=", n))) for n in range(5)))
+    mask = columns.rows_matching(every)
+    assert np.flatnonzero(mask).tolist() == list(range(before, before + 65_536))
+    assert (columns.rows_matching(Not(every)) == ~mask).all()
+
+
 def test_a_filter_that_would_take_long_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(posting_blocks, "MAX_COST", 10_000_000)
     write_columns(tmp_path / "c", [{"a": row, "b": -row} for row in range(100_000)])
