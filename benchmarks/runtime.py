@@ -145,8 +145,9 @@ def _int8(report: Report, bundle: str, source: str) -> None:
     from dual_encoder.runtime import open_named_bundle
 
     opened = open_named_bundle(bundle)
-    pairs = pairs_of_split(open_source(source), "validation")
-    figures = quantize.measure(opened, quantize.quantised(opened), pairs)
+    read = list(open_source(source))
+    pairs = pairs_of_split(read, "validation")
+    figures = quantize.measure(opened, quantize.quantised(opened, quantize.calibration_captions(read, pairs)), pairs)
     report.figures["int8"] = figures
     for batch, gain in figures["speed"].items():
         report.at_least(f"text, batch {batch}: int8 / float32", gain, INT8_GAIN)

@@ -6,7 +6,6 @@ python -m dual_encoder.quantize --bundle build/model --data build/pairs
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ import numpy as np
 from data import console
 from data.errors import BundleError, SourceError
 from data.sources import SOURCE_HELP, open_source
+from data.splits import split_pairs
 
 if TYPE_CHECKING:
     from data.pairs import ImageTextPair
@@ -29,6 +29,8 @@ TOWER = "text_tower"
 LARGEST_LOSS = 0.005  # of recall@10, in either direction
 LEAST_GAIN = 1.1  # times float32's speed, at either batch size
 FEWEST = 200  # images: with fewer, one that is missed is more than the gate allows
+CALIBRATION = 1024  # captions, unless fewer have tokens enough
+CALIBRATION_BATCH = 32
 BATCHES = (1, 32)
 TURNS = 9
 
@@ -50,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dual_encoder.evaluate import pairs_of_split
 
     bundle = open_bundle(options.bundle)
-    graph = quantised(bundle)
-    pairs = pairs_of_split(open_source(options.data), options.split)
+    source = list(open_source(options.data))
+    pairs = pairs_of_split(source, options.split)
+    _require_images(len(pairs))
+    graph = quantised(bundle, calibration_captions(source, pairs))
     figures = measure(bundle, graph, pairs) | {"data": options.data, "split": options.split}
     _print(figures)
     if reason := refusal(figures):
@@ -62,34 +66,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return console.EXIT_OK
 
 
-def quantised(bundle: Bundle) -> bytes:
+def calibration_captions(source: Sequence[ImageTextPair], measured: Sequence[ImageTextPair]) -> list[str]:
+    """Captions to fit scales to: of the train split, or where it has too few, of the pairs that are measured."""
+    both = (split_pairs(source)["train"], measured)
+    captions = max(
+        ([caption for pair in pairs for caption in pair.captions] for pairs in both),
+        key=lambda found: min(len(found), CALIBRATION),  # the first of equals
+    )
+    chosen = np.random.default_rng(0).permutation(len(captions))[:CALIBRATION]
+    return [captions[number] for number in chosen]
+
+
+def quantised(bundle: Bundle, captions: Sequence[str]) -> bytes:
     """The text tower with matrix products in int8; `BundleError` for a bundle without an ONNX graph of it.
 
-    Weights have a scale for each column, activations one for each batch, found as they come. Weights keep to seven
-    bits: processors without VNNI add two products in 16 bits, which eight bits overflow. The head stays in float32: one
-    small product, whose rounding nothing after it evens out.
+    Scales and rounding are fitted to `captions`, see `int8_rounding`. The head stays in float32: one small product,
+    whose rounding nothing after it evens out.
     """
-    source = bundle.engine_file(TOWER)
-    if source is None:
+    file, tokenizer = bundle.engine_file(TOWER), bundle.tokenizer()
+    if file is None or tokenizer is None:
         raise BundleError("a bundle with an ONNX graph of its text tower", f"{bundle.path} without", "it runs in Keras")
     import onnx
-    from onnxruntime.quantization import quantize_dynamic
 
+    from dual_encoder.int8_graph import in_int8
     from dual_encoder.onnx_export import HEAD_PREFIX, state_opsets_once
 
-    model = onnx.load(source)
-    state_opsets_once(model)  # bundles of earlier versions say it twice, which the quantiser takes for nowhere
-    log = logging.getLogger()
-    level = log.level
-    log.setLevel(logging.ERROR)  # its advice is for graphs of another making
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            out = Path(directory) / "int8.onnx"
-            head = [node.name for node in model.graph.node if node.name.startswith(HEAD_PREFIX)]
-            quantize_dynamic(model, out, nodes_to_exclude=head, per_channel=True, reduce_range=True)
-            return out.read_bytes()
-    finally:
-        log.setLevel(level)
+    model = onnx.load(file)
+    state_opsets_once(model)  # bundles of earlier versions say it twice
+    console.say(f"fitting int8 to {len(captions)} captions")
+    starts = range(0, len(captions), CALIBRATION_BATCH)
+    tokens = [tokenizer.encode(captions[start : start + CALIBRATION_BATCH]) for start in starts]
+    return in_int8(model, [{"ids": batch.ids, "mask": batch.mask} for batch in tokens], HEAD_PREFIX).SerializeToString()
 
 
 def measure(bundle: Bundle, graph: bytes, pairs: Sequence[ImageTextPair]) -> dict[str, Any]:
@@ -101,12 +108,7 @@ def measure(bundle: Bundle, graph: bytes, pairs: Sequence[ImageTextPair]) -> dic
 
     runtime = Runtime.load(bundle.path, engine="onnxruntime")
     embedded = embed_pairs(runtime, pairs)
-    if len(embedded.pairs) < FEWEST:
-        raise SourceError(
-            f"at least {FEWEST} images to measure recall on",
-            f"{len(embedded.pairs)}",
-            "take more data, or --split all where the model was trained on other pairs",
-        )
+    _require_images(len(embedded.pairs))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "int8.onnx"
         path.write_bytes(graph)
@@ -129,6 +131,15 @@ def measure(bundle: Bundle, graph: bytes, pairs: Sequence[ImageTextPair]) -> dic
         },
         "speed": {str(batch): _speed(runtime, engine, captions, batch) for batch in BATCHES},
     }
+
+
+def _require_images(count: int) -> None:
+    if count < FEWEST:
+        raise SourceError(
+            f"at least {FEWEST} images to measure recall on",
+            f"{count}",
+            "take more data, or --split all where the model was trained on other pairs",
+        )
 
 
 def refusal(figures: dict[str, Any], candidate: str = "int8") -> str:
