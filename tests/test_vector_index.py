@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.errors import QueryError, SnapshotError
 from serving.exact_index import BLOCK_ROWS, ExactIndex
 from serving.faiss_build import FLAT_ROWS, default_kind
-from serving.faiss_index import EXACT_SUBSET, FaissIndex
+from serving.faiss_index import EXACT_SUBSET, FaissIndex, SearchSettings
 from serving.row_subset import RowSubset
 
 # Every index under contract: how to build it, how exact it is (index recall@10 against NumPy), how many rows it needs.
@@ -284,6 +284,24 @@ def test_lists_with_too_few_rows_never_pad():
     assert (found >= 0).all()
     np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(expected, axis=1))
     assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_searches_of_other_widths_and_depths_do_not_share_parameters(monkeypatch):
+    monkeypatch.setattr("serving.faiss_index.MADE_PARAMETERS", 2)
+    vectors = random_vectors(3_000, 64, seed=13)
+    index = FaissIndex.build(vectors, kind="Balanced,IVF16")
+    index.settings = SearchSettings(nprobe=1, proposed=20, compared=10)
+    queries = random_vectors(20, 64, seed=14)
+    exact = reference(vectors, queries, 10)[1]
+
+    def found(rows):
+        return sum(len(set(ours) & set(theirs)) for ours, theirs in zip(rows.tolist(), exact.tolist(), strict=True))
+
+    narrow = found(index.search(queries, 10)[1])
+    assert found(index.search(queries, 10, oversampling=16)[1]) > narrow
+    for k in (1, 5, 20, 10):
+        assert index.search(queries, k)[1].shape == (20, k)
+    assert found(index.search(queries, 10)[1]) == narrow
 
 
 def test_small_indexes_are_exact_and_large_ones_compressed():
