@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -31,6 +32,9 @@ from serving.uploaded_images import keep_image
 from serving.vector_store import Change, Receipt, StoreReadOnly, StoreSuperseded
 
 WRITER = "WRITER"  # whoever holds the lock of this file may append to the log
+
+# Seconds that an event loop may wait for another thread that looks for changes; one that reads them takes longer.
+_MOMENT = 0.001
 
 # Changes read, or forgotten, at once: neither memory nor a commit waits for all of them.
 _AT_ONCE = 5_000
@@ -144,7 +148,7 @@ class EmbeddedStore:
         if _identity(self.index) != self._seen:
             return None
         if not self._log.writable:
-            if not self._lock.acquire(blocking=False):
+            if not self._lock.acquire(timeout=_MOMENT):
                 return None
             try:
                 if self._log.data_version != self._data_version:
@@ -316,7 +320,7 @@ class EmbeddedStore:
 def _identity(index: Path) -> tuple[int, int] | None:
     """Tells one CURRENT from the next without reading it: each is a file of its own."""
     try:
-        status = (index / CURRENT).stat()
+        status = os.stat(os.path.join(index, CURRENT))  # every search asks: no Path is made for it
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class ReadMask:
 def read_mask(mask: FieldMask, known: Sequence[str]) -> ReadMask:
     """What `mask` asks for of the `known` fields, by default all but the vector; `QueryError` for another path."""
     if not mask.paths:
-        return ReadMask(frozenset(known) - {"vector"}, None)
+        return _usual_mask(tuple(known))
     fields, attributes = set(), set()
     for path in mask.paths:
         field, dot, name = path.partition(".")
@@ -63,6 +64,11 @@ def read_mask(mask: FieldMask, known: Sequence[str]) -> ReadMask:
     return ReadMask(
         frozenset(fields), None if "" in attributes and "attributes" in mask.paths else frozenset(attributes)
     )
+
+
+@functools.cache  # of each kind of message one
+def _usual_mask(known: tuple[str, ...]) -> ReadMask:
+    return ReadMask(frozenset(known) - {"vector"}, None)
 
 
 def query_of(query: query_pb2.Query) -> Query:
@@ -128,14 +134,18 @@ def options_of(request: search_service_pb2.SearchRequest, mask: ReadMask) -> Sea
 def response_of(
     answer: SearchAnswer, mask: ReadMask, model_revision: str, with_timings: bool
 ) -> search_service_pb2.SearchResponse:
-    """The answer as a message."""
-    response = search_service_pb2.SearchResponse(
-        hits=[_hit(hit, mask) for hit in answer.hits],
-        model_revision=model_revision,
-        index_revision=answer.index_revision,
-        next_page_token=answer.next_page_token,
-        match_probability=answer.match_probability,
-    )
+    """The answer as a message of the caller's own; of an answer that is given again, a copy."""
+    made = answer.rendered.get(mask)
+    if made is None:
+        made = answer.rendered[mask] = search_service_pb2.SearchResponse(
+            hits=[_hit(hit, mask) for hit in answer.hits],
+            model_revision=model_revision,
+            index_revision=answer.index_revision,
+            next_page_token=answer.next_page_token,
+            match_probability=answer.match_probability,
+        )
+    response = search_service_pb2.SearchResponse()
+    response.CopyFrom(made)
     if with_timings:
         _set_timings(response.timings, answer.timings)
     return response

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,6 +70,7 @@ class SearchAnswer:
     next_page_token: str
     match_probability: float | None
     timings: Timings
+    rendered: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # what a transport made of it
 
 
 class SearchEngine:

@@ -224,7 +224,7 @@ class VectorStore(Protocol):
     def known_revision(self) -> str | None:
         """The revision of a view taken now, where that is known at once; None where the disk or a service has to say.
 
-        Never waits, so that an event loop may ask.
+        Takes a moment at most, so that an event loop may ask.
         """
 
     def keep_image(self, data: bytes) -> str:
