@@ -23,6 +23,7 @@ from data.text import CaptionTokenizer, clean_caption
 IMAGE_BATCH = 32
 TEXT_BATCH = 64
 SPIN_MICROSECONDS = 2_000
+SHARED_SPIN_MICROSECONDS = 200  # bridges the parts of a run, and leaves the core to what comes after it
 _WINDOW = 32 * TEXT_BATCH  # texts that are tokenised together and sorted by their length
 _TOKENS_OF_A_RUN = 16  # what every run costs beyond its tokens, as tokens of a small batch
 
@@ -33,35 +34,56 @@ class Engine(Protocol):
     """Implementers run one tower or backbone on a batch."""
 
     name: str
+    runs_at_once: int  # in threads; more do not do more
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Named inputs, batch first, to (B, D) float32."""
 
 
 class OnnxEngine:
-    """Runs an ONNX file on the CPU; safe to call from several threads."""
+    """Runs an ONNX file on the CPU; safe to call from several threads.
+
+    A run that finds no other has `threads`, by default all cores. An engine that is made `shared` gives runs beside it
+    a thread each: they do more together than one after the other with all threads, which wait for each other, the more
+    so when something else has a core. It holds the weights twice for that.
+    """
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or available_cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads that spin between the parts of a run answer a third faster, and those that still do when the next run
-        # comes an eighth; but by default they would go on for 20 ms, on cores that decoding and searches need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def __init__(self, path: Path, threads: int | None = None, *, shared: bool = False) -> None:
+        threads = threads or available_cores()
+        self.runs_at_once = threads if shared else 1
+        self._session = _onnx_session(path, threads, SHARED_SPIN_MICROSECONDS if shared else SPIN_MICROSECONDS)
+        self._narrow = _onnx_session(path, 1) if shared and threads > 1 else self._session
         self.input_names = [entry.name for entry in self._session.get_inputs()]
+        self._running, self._lock = 0, threading.Lock()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `Engine`."""
-        if len(self.input_names) == 1:  # converters choose the name of a single input
-            return self._session.run(None, {self.input_names[0]: next(iter(inputs.values()))})[0]
-        return self._session.run(None, {name: inputs[name] for name in self.input_names})[0]
+        with self._lock:
+            self._running += 1
+            session = self._session if self._running == 1 else self._narrow
+        try:
+            if len(self.input_names) == 1:  # converters choose the name of a single input
+                return session.run(None, {self.input_names[0]: next(iter(inputs.values()))})[0]
+            return session.run(None, {name: inputs[name] for name in self.input_names})[0]
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+def _onnx_session(path: Path, threads: int, spin: int = SPIN_MICROSECONDS) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Threads that spin between the parts of a run answer a third faster, and those that still do when the next run
+    # comes an eighth; but by default they would go on for 20 ms, on cores that decoding and searches need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin))
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class KerasEngine:
@@ -70,7 +92,7 @@ class KerasEngine:
     The graph is traced once, with the first inputs: from then on any number of rows, and of tokens, runs through it.
     """
 
-    name = "keras"
+    name, runs_at_once = "keras", 1
 
     def __init__(self, function: Any) -> None:
         import tensorflow as tf

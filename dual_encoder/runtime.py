@@ -39,15 +39,19 @@ class Runtime:
         self.fingerprint, self.name = bundle.fingerprint, bundle.name
         self.embedding_dim, self.preprocessing = bundle.embedding_dim, bundle.preprocessing
         self.tokenizer, self.hubness, self.calibration = bundle.tokenizer(), bundle.hubness, bundle.calibration
+        self.runs_at_once = max(image_engine.runs_at_once, text_engine.runs_at_once)
 
     @classmethod
-    def load(cls, bundle: str | Path, engine: EngineName = "auto", threads: int | None = None) -> Runtime:
+    def load(
+        cls, bundle: str | Path, engine: EngineName = "auto", threads: int | None = None, *, shared: bool = False
+    ) -> Runtime:
         """Open a bundle directory, or the built-in untrained model named "default", and start its engines.
 
         "auto" runs Keras on a GPU where TensorFlow sees one, in 16 bits where `dual_encoder.half_precision` admitted
         them; elsewhere a tower's published ONNX graph, in int8 where `dual_encoder.quantize` admitted it, and Keras for
         a tower without. "onnxruntime" is float32. `threads` are ONNX Runtime's, as many as there are cores for this
-        process if it is not given. `BundleError` for a bad bundle, and for "onnxruntime" with a bundle that lacks such
+        process if it is not given; with `shared`, callers in `runs_at_once` threads do more together than one after the
+        other (see `OnnxEngine`). `BundleError` for a bad bundle, and for "onnxruntime" with a bundle that lacks such
         a graph.
         """
         opened = open_named_bundle(bundle)
@@ -61,7 +65,9 @@ class Runtime:
         kept = [None if engine == "keras" or on_gpu else file for file in files]
         precision = opened.half_precision if on_gpu else "float32"
         spare: Sequence[Engine] = () if all(kept) else _keras_engines(opened, precision)
-        image, text = (OnnxEngine(file, threads) if file else spare[tower] for tower, file in enumerate(kept))
+        image, text = (
+            OnnxEngine(file, threads, shared=shared) if file else spare[tower] for tower, file in enumerate(kept)
+        )
         return cls(opened, image, text)
 
     def embed_texts(self, texts: Sequence[str], shown: str | None = None) -> np.ndarray:

@@ -37,34 +37,38 @@ class QueueLimits:
 class Batcher(Generic[T, R]):
     """Maps items to results by `run`, which takes a list of at most `max_batch` and returns a result for each.
 
-    Work-conserving: an item that finds nothing running starts at once, alone; items that arrive meanwhile form the next
-    batch. Bulk items run, at most `bulk_batch` at once, when no other waits, so that a caller who waits never waits for
-    much of them. Entries whose caller has gone, or whose deadline has passed, are dropped before a batch is drawn.
-    Batchers that share a `turn` take turns, so that only one of them runs at a time. Belongs to one event loop.
+    Work-conserving: an item that finds one of `lanes` free starts at once, alone; items that arrive while all run form
+    the next batch. Bulk items run, at most `bulk_batch` at once, when no other waits, and leave a lane to others if
+    there are several, so that a caller who waits never waits for much of them. Entries whose caller has gone, or whose
+    deadline has passed, are dropped before a batch is drawn. Batchers that share a `turn` run as many batches at a time
+    as it admits, all of them together. Belongs to one event loop.
     """
 
     def __init__(
         self,
         run: Callable[[list[T]], Sequence[R]],
         executor: Executor,
-        turn: asyncio.Lock,
+        turn: asyncio.Semaphore,
         max_batch: int,
         bulk_batch: int | None = None,
         limits: QueueLimits | None = None,
+        lanes: int = 1,
     ) -> None:
         self._run, self._executor, self._turn = run, executor, turn
         self.max_batch, self.bulk_batch = max_batch, bulk_batch or max_batch
         self.limits = limits or QueueLimits()
         self._waiting: deque[_Entry[T, R]] = deque()
         self._bulk: deque[_Entry[T, R]] = deque()
-        self._running = 0
-        self._item_seconds = 0.0  # of late, in full batches; 0 before the first
-        self._drainer: asyncio.Task[None] | None = None
+        self._lanes = lanes
+        self._running: list[int] = []  # the sizes of the batches that run
+        self._bulk_runs = 0
+        self._item_seconds = 0.0  # of late, in full batches and lanes; 0 before the first
+        self._drainers: set[asyncio.Task[None] | None] = set()
 
     @property
     def waiting(self) -> int:
         """How many items wait or run."""
-        return len(self._waiting) + len(self._bulk) + self._running
+        return len(self._waiting) + len(self._bulk) + sum(self._running)
 
     async def submit(self, items: Sequence[T], deadline: float | None = None, *, bulk: bool = False) -> list[R]:
         """The results of `items`, in order; `TimeoutError` when `deadline` (event-loop time) passes before they run.
@@ -74,11 +78,11 @@ class Batcher(Generic[T, R]):
         """
         loop = asyncio.get_running_loop()
         queue = self._bulk if bulk else self._waiting
-        self._admit(len(items), len(queue) + self._running, deadline, loop.time(), bulk)
+        self._admit(len(items), len(queue) + sum(self._running), deadline, loop.time(), bulk)
         entries: list[_Entry[T, R]] = [_Entry(item, deadline, loop.create_future()) for item in items]
         queue.extend(entries)
-        if self._drainer is None:
-            self._drainer = loop.create_task(self._drain())
+        if len(self._drainers) < self._lanes:
+            self._drainers.add(loop.create_task(self._drain()))
         try:
             if len(entries) == 1:
                 return [await entries[0].future]
@@ -97,20 +101,29 @@ class Batcher(Generic[T, R]):
             raise Overloaded(f"{done - now:.2g} s of work, longer than the deadline of this one", max(wait / 2, 0.05))
 
     async def _drain(self) -> None:
-        """Run batches until nothing waits."""
+        """Run one batch after the other until nothing waits."""
         loop = asyncio.get_running_loop()
         try:
-            while self._waiting or self._bulk:
+            while self._waiting or self._bulk_may_run:
                 async with self._turn:
                     now = loop.time()
-                    batch = self._draw(self._waiting, self.max_batch, now)
-                    batch = batch or self._draw(self._bulk, self.bulk_batch, now)
-                    if batch:
+                    if batch := self._draw(self._waiting, self.max_batch, now):
                         await self._run_batch(loop, batch)
+                    elif self._bulk_may_run and (batch := self._draw(self._bulk, self.bulk_batch, now)):
+                        self._bulk_runs += 1
+                        try:
+                            await self._run_batch(loop, batch)
+                        finally:
+                            self._bulk_runs -= 1
         finally:
-            self._drainer = None
-            for entry in (*self._waiting, *self._bulk):  # only when the loop is shutting down
-                entry.future.cancel()
+            self._drainers.discard(asyncio.current_task())
+            if not self._drainers:
+                for entry in (*self._waiting, *self._bulk):  # only when the loop is shutting down
+                    entry.future.cancel()
+
+    @property
+    def _bulk_may_run(self) -> bool:
+        return bool(self._bulk) and self._bulk_runs < max(1, self._lanes - 1)
 
     def _draw(self, queue: deque[_Entry[T, R]], most: int, now: float) -> list[_Entry[T, R]]:
         """Take the next live entries from a queue."""
@@ -126,7 +139,8 @@ class Batcher(Generic[T, R]):
         return batch
 
     async def _run_batch(self, loop: asyncio.AbstractEventLoop, batch: list[_Entry[T, R]]) -> None:
-        began, self._running = loop.time(), len(batch)
+        began = loop.time()
+        self._running.append(len(batch))
         try:
             results = await loop.run_in_executor(self._executor, self._run, [entry.item for entry in batch])
         except Exception as error:  # whatever it is, it belongs to the callers
@@ -135,8 +149,9 @@ class Batcher(Generic[T, R]):
                     entry.future.set_exception(error)
             return
         finally:
-            self._running = 0
-        self._note(len(batch), loop.time() - began)
+            lanes = len(self._running)
+            self._running.remove(len(batch))
+        self._note(len(batch), (loop.time() - began) / lanes)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(result)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -320,7 +319,7 @@ class EmbeddedStore:
 def _identity(index: Path) -> tuple[int, int] | None:
     """Tells one CURRENT from the next without reading it: each is a file of its own."""
     try:
-        status = os.stat(os.path.join(index, CURRENT))  # every search asks: no Path is made for it
+        status = (index / CURRENT).stat()
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns

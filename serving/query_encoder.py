@@ -78,10 +78,16 @@ class QueryEncoder:
     ) -> None:
         self._runtime, self._workers, self._vector_of = runtime, workers, vector_of
         self._decode = decode or _decoding_here(workers, runtime.preprocessing)
-        self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        turn = asyncio.Lock()
+        lanes = runtime.runs_at_once
+        self._inference = ThreadPoolExecutor(lanes, thread_name_prefix="inference")
+        turn = asyncio.Semaphore(lanes)
         self.texts: Batcher[str, np.ndarray] = Batcher(
-            lambda texts: list(runtime.embed_texts(texts)), self._inference, turn, TEXT_BATCH, BULK_TEXT_BATCH
+            lambda texts: list(runtime.embed_texts(texts)),
+            self._inference,
+            turn,
+            TEXT_BATCH,
+            BULK_TEXT_BATCH,
+            lanes=lanes,
         )
         self.images: Batcher[np.ndarray, np.ndarray] = Batcher(
             lambda pixels: list(runtime.embed_pixels(np.stack(pixels))),
@@ -89,6 +95,7 @@ class QueryEncoder:
             turn,
             IMAGE_BATCH,
             limits=QueueLimits(items=128, seconds=0.5),
+            lanes=lanes,
         )
         self.kept: SingleFlight[str, np.ndarray] = SingleFlight(KEPT_EMBEDDINGS)
         self._image_bytes = 0
@@ -127,7 +134,7 @@ class QueryEncoder:
             return np.stack(await self.images.submit(pixels, deadline, bulk=True))
 
     def close(self) -> None:
-        """Stop the thread after what it is doing."""
+        """Stop the threads after what they are doing."""
         self._inference.shutdown(cancel_futures=True)
 
     async def _encode(self, query: Example, field: str, deadline: float | None, bulk: bool) -> EncodedQuery:

@@ -44,10 +44,10 @@ class UnitLoader:
         if settings.index is None:
             from serving.milvus_store import MilvusStore
 
-            runtime = Runtime.load(settings.bundle or "default")
+            runtime = Runtime.load(settings.bundle or "default", shared=True)
             store = MilvusStore.open(settings.store, runtime.fingerprint, writable=settings.writable)
         else:
-            runtime = Runtime.load(settings.bundle) if settings.bundle else self.runtime(settings.index)
+            runtime = Runtime.load(settings.bundle, shared=True) if settings.bundle else self.runtime(settings.index)
             store = EmbeddedStore.open(
                 settings.index,
                 runtime.fingerprint,
@@ -82,7 +82,7 @@ class UnitLoader:
         from dual_encoder.runtime import Runtime
         from serving.index_bundle import bundle_of
 
-        return Runtime.load(bundle_of(index))
+        return Runtime.load(bundle_of(index), shared=True)
 
     def _engine(self, runtime: Runtime, store: VectorStore) -> SearchEngine:
         from serving.query_encoder import IMAGE_BATCH, TEXT_BATCH

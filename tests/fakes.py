@@ -43,7 +43,7 @@ class ColourRuntime:
         self.preprocessing = ImagePreprocessing(size=8)
         self.hubness = None
         self.calibration: Calibration | None = None
-        self.embedded = 0
+        self.embedded, self.runs_at_once = 0, 1
 
     def embed_texts(self, texts: Sequence[str], shown: str | None = None) -> np.ndarray:
         words = [re.findall(r"\w+", text.lower()) for text in texts]

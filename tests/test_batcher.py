@@ -37,7 +37,7 @@ def run(scenario) -> None:
         gate = Gate()
         with ThreadPoolExecutor(1) as executor:
             try:
-                await asyncio.wait_for(scenario(Batcher(gate, executor, asyncio.Lock(), max_batch=4), gate), 20)
+                await asyncio.wait_for(scenario(Batcher(gate, executor, asyncio.Semaphore(1), max_batch=4), gate), 20)
             finally:
                 gate.opened.set()
 
@@ -160,7 +160,7 @@ def test_batchers_that_share_a_turn_alternate():
 
             return call
 
-        turn = asyncio.Lock()
+        turn = asyncio.Semaphore(1)
         with ThreadPoolExecutor(2) as executor:
             texts = Batcher(runner("text"), executor, turn, max_batch=1)
             images = Batcher(runner("image"), executor, turn, max_batch=1)
@@ -231,3 +231,41 @@ def test_nothing_is_refused_that_finds_nothing_before_it():
         assert await batcher.submit([1, 2, 3, 4, 5], asyncio.get_running_loop().time() + 20) == [10, 20, 30, 40, 50]
 
     run(scenario)
+
+
+def test_each_lane_runs_a_batch_and_what_comes_meanwhile_forms_the_next():
+    async def main():
+        gate = Gate()
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(gate, executor, asyncio.Semaphore(2), max_batch=4, lanes=2)
+            calls = []
+            for item in (0, 1):
+                gate.started.clear()
+                calls.append(asyncio.create_task(batcher.submit([item])))
+                await gate.started.wait()
+            assert batcher.waiting == 2
+            calls += [await waiting(batcher, item) for item in (2, 3, 4)]
+            gate.opened.set()
+            assert await asyncio.gather(*calls) == [[item * 10] for item in range(5)]
+        assert sorted(gate.batches[:2]) == [[0], [1]]
+        assert gate.batches[2:] == [[2, 3, 4]]
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_bulk_items_leave_a_lane_to_others():
+    async def main():
+        gate = Gate()
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(gate, executor, asyncio.Semaphore(2), max_batch=2, lanes=2)
+            bulk = asyncio.create_task(batcher.submit([1, 2, 3, 4], bulk=True))
+            await gate.started.wait()
+            gate.started.clear()
+            other = asyncio.create_task(batcher.submit([9]))
+            await gate.started.wait()
+            assert gate.batches == [[1, 2], [9]]
+            gate.opened.set()
+            assert await other == [90]
+            assert await bulk == [10, 20, 30, 40]
+
+    asyncio.run(asyncio.wait_for(main(), 20))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -32,7 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 class Recording:
     """Gives the number and the sum of a row's tokens, or the mean of its pixels, and keeps what it was given."""
 
-    name = "recording"
+    name, runs_at_once = "recording", 1
 
     def __init__(self) -> None:
         self.seen: list[Mapping[str, np.ndarray]] = []
@@ -161,6 +161,33 @@ def test_threads_spin_within_a_run_and_not_long_after_it(bundle: Bundle) -> None
     options = OnnxEngine(path, 2)._session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
     assert int(options.get_session_config_entry("session.intra_op.spin_duration_us")) <= 2_000
+
+
+def test_runs_beside_another_have_a_thread_each_where_the_engine_is_shared(bundle: Bundle) -> None:
+    path = bundle.engine_file("text_tower")
+    assert path is not None
+    shared, alone = OnnxEngine(path, 2, shared=True), OnnxEngine(path, 2)
+    assert (shared.runs_at_once, alone.runs_at_once) == (2, 1)
+    inputs = {"ids": np.ones((2, 4), np.int32), "mask": np.ones((2, 4), np.int32)}
+    expected = alone.run(inputs)
+    used = []
+
+    class Session:
+        def __init__(self, name: str, within: Callable[[], None]) -> None:
+            self.name, self.within = name, within
+
+        def run(self, outputs: None, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            used.append(self.name)
+            self.within()
+            return [expected]
+
+    np.testing.assert_allclose(shared.run(inputs), expected, atol=1e-6)
+    np.testing.assert_allclose(shared._narrow.run(None, inputs)[0], expected, atol=1e-6)
+    shared._narrow = Session("narrow", lambda: None)
+    shared._session = Session("wide", lambda: used.append("inner") or shared.run(inputs) if len(used) == 1 else None)
+    shared.run(inputs)
+    shared.run(inputs)
+    assert used == ["wide", "inner", "narrow", "wide"]
 
 
 def test_a_warm_runtime_has_seen_the_largest_batch_and_the_longest_text(bundle: Bundle) -> None:

@@ -128,7 +128,7 @@ def test_threads_do_not_disturb_each_other(default_runtime: Runtime) -> None:
 class SeeingEngine:
     """Keeps the pixels it is given."""
 
-    name = "seeing"
+    name, runs_at_once = "seeing", 1
 
     def __init__(self) -> None:
         self.seen: list[np.ndarray] = []
