@@ -135,6 +135,7 @@ async def _measure(
         full = await load(f"{CLIENTS} clients", "saturation", await closed_loop(unique, CLIENTS, seconds))
         report.at_least("at saturation / bare batched embedding", full.rate / bare["batched texts/s"], SHARE_OF_BARE)
         calm = await load("at random, 70 % of saturation", "calm", await open_loop(unique, 0.7 * full.rate, seconds))
+        await load("at random, 200 %", "twice", await open_loop(unique, 2 * full.rate, seconds))
         before = server.memory
         flood = await load("at random, 500 %", "flood", await open_loop(unique, 5 * full.rate, seconds))
         report.at_least("goodput at 500 % / at saturation", flood.rate / full.rate, GOODPUT)

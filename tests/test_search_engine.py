@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import sys
+import threading
 from contextlib import asynccontextmanager, closing
 from typing import ClassVar
 
@@ -489,3 +492,20 @@ def test_as_many_answers_are_kept_as_there_is_room_for():
         if kept.get(TextQuery(text), SearchOptions(), "r") is None:
             kept.keep(TextQuery(text), SearchOptions(), SearchAnswer([], "r", "", None, None))
     assert [kept.get(TextQuery(text), SearchOptions(), "r") is not None for text in "abc"] == [True, False, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
+def test_inference_gives_way_to_what_is_short(index):
+    priorities = []
+
+    class Looking(ColourRuntime):
+        def embed_texts(self, texts, shown=None):
+            priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().embed_texts(texts)
+
+    async def main():
+        with closing(SearchEngine(Looking(), EmbeddedStore.open(index, RUNTIME.fingerprint, writable=False))) as engine:
+            await engine.search(TextQuery("red"))
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < priorities[0]
+
+    asyncio.run(main())
