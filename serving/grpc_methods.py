@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -161,13 +162,19 @@ def _certificate_names(auth_context: Any) -> tuple[str, ...]:
 async def _abort(context: grpc.aio.ServicerContext, status: status_pb2.Status) -> None:
     told = rpc_status.to_status(status)
     try:
-        await context.abort(told.code, told.details, (*told.trailing_metadata, *_pushback(status)))
+        await context.abort(
+            told.code, told.details, (*told.trailing_metadata, *_pushback(status, context.time_remaining()))
+        )
     except grpc.aio.InternalError:  # the client has gone meanwhile, which gRPC would log as a failure of ours
         raise asyncio.CancelledError from None
 
 
-def _pushback(status: status_pb2.Status) -> list[tuple[str, str]]:
-    """RetryInfo once more, as the trailer that gRPC clients wait by when they repeat calls on their own."""
+def _pushback(status: status_pb2.Status, remaining: float | None) -> list[tuple[str, str]]:
+    """RetryInfo once more, as the trailer that gRPC clients wait by when they repeat calls on their own.
+
+    Where the call has less than that time left, -1: do not repeat it, or the client would learn of its deadline only.
+    """
     retry = error_details_pb2.RetryInfo()
     delays = [retry.retry_delay.ToMilliseconds() for detail in status.details if detail.Unpack(retry)]
-    return [("grpc-retry-pushback-ms", str(delay)) for delay in delays]
+    soon = math.inf if remaining is None else 1_000 * remaining
+    return [("grpc-retry-pushback-ms", str(delay if delay < soon else -1)) for delay in delays]

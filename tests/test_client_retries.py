@@ -155,7 +155,7 @@ def test_a_refusal_for_good_is_not_repeated(client_class):
 def test_what_a_second_try_cannot_mend_is_not_repeated(client_class, error):
     status = status_of(error, "")
     told = rpc_status.to_status(status)
-    unwell = Unwell(*[(told.code, (*told.trailing_metadata, *_pushback(status)))] * 4)
+    unwell = Unwell(*[(told.code, (*told.trailing_metadata, *_pushback(status, None)))] * 4)
     with unwell.serve() as address, client_class(address, timeout=30) as client, pytest.raises(ServiceError) as refusal:
         client.upsert_image(Upload("a", b"x"))
     assert refusal.value.reason in ("DISK_FULL", "RESPONSE_TOO_LARGE")
@@ -197,13 +197,14 @@ def test_an_async_stream_that_broke_is_not_told_as_a_defect(monkeypatch, then):
 
 def test_the_server_tells_when_to_come_again(client_class):
     status = status_of(Overloaded("much", 0.6), "")
-    unwell = Unwell((EXHAUSTED, tuple(_pushback(status))))
+    unwell = Unwell((EXHAUSTED, tuple(_pushback(status, None))))
     with unwell.serve() as address, client_class(address, timeout=30) as client:
         assert client.search("red").model_revision == "well"
     first, second = unwell.moments
     assert second - first >= 0.6  # the client's own pause would be shorter
-    assert _pushback(status) == [("grpc-retry-pushback-ms", "600")]
-    assert _pushback(status_of(TimeoutError(), "")) == []
+    assert _pushback(status, None) == _pushback(status, 0.7) == [("grpc-retry-pushback-ms", "600")]
+    assert _pushback(status, 0.5) == [("grpc-retry-pushback-ms", "-1")], "there is no time for another try"
+    assert _pushback(status_of(TimeoutError(), ""), 0.5) == []
 
 
 def test_repeating_stops_when_most_calls_fail(client_class):
