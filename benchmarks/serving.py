@@ -23,6 +23,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.index import real_embeddings
 from benchmarks.load import Call, Outcome, closed_loop, open_loop, without
@@ -131,6 +132,8 @@ async def _measure(
         await closed_loop(unique, 4, 2)
         one = await load("one client", "one_client", await closed_loop(unique, 1, seconds))
         parts = bare["embedding p50 ms"] + bare["search and lookup p50 ms"]
+        figures["empty_call_ms"] = empty = await _empty_call(channel, parts / 1_000)
+        console.say(f"a call that does nothing takes {empty:.2f} ms, as often as one client searches")
         report.at_most("p50 of one client beyond the parts, ms", one.quantile(0.5) - parts, OVERHEAD_MS)
         full = await load(f"{CLIENTS} clients", "saturation", await closed_loop(unique, CLIENTS, seconds))
         report.at_least("at saturation / bare batched embedding", full.rate / bare["batched texts/s"], SHARE_OF_BARE)
@@ -153,6 +156,17 @@ async def _measure(
         share = max(unary.rate / UNARY, streamed.rate / STREAMED)
         report.at_least(f"asked before: calls/s / {UNARY:,.0f}, or streamed searches/s / {STREAMED:,.0f}", share, 1.0)
     return rows, figures
+
+
+async def _empty_call(channel: grpc.aio.Channel, pause: float) -> float:
+    """Milliseconds of a health check, the median of some with a pause before each: what gRPC itself takes."""
+    check, taken = health_pb2_grpc.HealthStub(channel).Check, []
+    for _ in range(300):
+        await asyncio.sleep(pause)
+        began = time.perf_counter()
+        await check(health_pb2.HealthCheckRequest())
+        taken.append(time.perf_counter() - began)
+    return 1_000 * statistics.median(taken)
 
 
 def _unary(stub: Any, texts: Sequence[str], distinct: int | None) -> Call:
