@@ -227,8 +227,8 @@ def test_a_small_message_that_unpacks_to_a_large_one_is_refused(server):
 
 
 def test_a_deadline_that_cannot_be_kept_is_told(server, channel):
+    request = SEARCH(query=QUERY(text="red, and never asked before"))  # a kept answer comes at once
     with pytest.raises(grpc.RpcError) as refusal:
-        request = SEARCH(query=QUERY(text="red, and never asked before"))  # a kept answer comes at once
         search_service_pb2_grpc.SearchServiceStub(channel).Search(request, timeout=1e-6)
     assert refusal.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     with SearchClient(server) as client:
