@@ -37,6 +37,8 @@ LIST_BY_LIST = 11
 # Settings hold for the ten best hits. For each hit more, so many more rows are compared exactly and proposed.
 USUAL_K, COMPARED_PER_HIT, PROPOSED_PER_HIT = 10, 4, 20
 
+BALANCED_NPROBE = 192  # at least: small indexes have few lists, and an eighth of them finds 98 % of what there is
+
 MADE_PARAMETERS = 256  # as callers may ask for any number of hits
 
 
@@ -255,7 +257,7 @@ def default_settings(index: Any) -> SearchSettings:
     lists = _inverted_lists(index)
     nprobe = 0 if lists is None else min(lists.nlist, max(16, lists.nlist // 8))
     if isinstance(index, faiss.IndexPreTransform):
-        return SearchSettings(nprobe=nprobe, proposed=1_000, compared=50)
+        return SearchSettings(min(lists.nlist, max(BALANCED_NPROBE, nprobe)), proposed=1_000, compared=50)
     if isinstance(index, faiss.IndexFlat):
         return SearchSettings()
     return SearchSettings(nprobe=nprobe, ef_search=512, compared=440)

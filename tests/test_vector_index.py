@@ -308,3 +308,8 @@ def test_small_indexes_are_exact_and_large_ones_compressed():
     assert default_kind(FLAT_ROWS) == "Flat"
     assert default_kind(FLAT_ROWS + 1) == "Balanced,IVF512"
     assert default_kind(1_000_000) == "Balanced,IVF4096"
+
+
+def test_a_small_balanced_index_scans_more_than_an_eighth_of_its_lists():
+    index = FaissIndex.build(random_vectors(3_000, 64, seed=15), kind="Balanced,IVF256")
+    assert (index.lists.nlist, index.settings.nprobe) == (256, 192)
