@@ -24,6 +24,7 @@ IMAGE_BATCH = 32
 TEXT_BATCH = 64
 SPIN_MICROSECONDS = 2_000
 SHARED_SPIN_MICROSECONDS = 200  # bridges the parts of a run, and leaves the core to what comes after it
+ROWS_OF_A_CORE = 4  # with fewer, dividing a batch among cores gains nothing
 _WINDOW = 32 * TEXT_BATCH  # texts that are tokenised together and sorted by their length
 _TOKENS_OF_A_RUN = 16  # what every run costs beyond its tokens, as tokens of a small batch
 
@@ -43,33 +44,59 @@ class Engine(Protocol):
 class OnnxEngine:
     """Runs an ONNX file on the CPU; safe to call from several threads.
 
-    A run that finds no other has `threads`, by default all cores. An engine that is made `shared` gives runs beside it
-    a thread each: they do more together than one after the other with all threads, which wait for each other, the more
-    so when something else has a core. It holds the weights twice for that.
+    A batch with `ROWS_OF_A_CORE` rows or more for each of `threads`, by default all cores, is divided among them: each
+    computes its rows by itself, so that none waits for another after every product. Smaller ones are computed by all
+    threads together. An engine that is made `shared` gives a run beside another one thread: both do more than one after
+    the other. Cores that compute by themselves have weights of their own in common, loaded with the first such run, or
+    at once by an engine that is shared.
     """
 
     name = "onnxruntime"
 
     def __init__(self, path: Path, threads: int | None = None, *, shared: bool = False) -> None:
-        threads = threads or available_cores()
-        self.runs_at_once = threads if shared else 1
-        self._session = _onnx_session(path, threads, SHARED_SPIN_MICROSECONDS if shared else SPIN_MICROSECONDS)
-        self._narrow = _onnx_session(path, 1) if shared and threads > 1 else self._session
-        self.input_names = [entry.name for entry in self._session.get_inputs()]
+        self._path, self._threads, self._shared = path, threads or available_cores(), shared
+        self.runs_at_once = self._threads if shared else 1
+        self._wide = _onnx_session(path, self._threads, SHARED_SPIN_MICROSECONDS if shared else SPIN_MICROSECONDS)
+        self.input_names = [entry.name for entry in self._wide.get_inputs()]
+        self._alone: Any = None if self._threads > 1 else self._wide
         self._running, self._lock = 0, threading.Lock()
+        if shared:
+            self._on_one_core()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `Engine`."""
+        if len(self.input_names) == 1:  # converters choose the name of a single input
+            inputs = {self.input_names[0]: next(iter(inputs.values()))}
+        else:
+            inputs = {name: inputs[name] for name in self.input_names}
         with self._lock:
             self._running += 1
-            session = self._session if self._running == 1 else self._narrow
+            beside_another = self._shared and self._running > 1
         try:
-            if len(self.input_names) == 1:  # converters choose the name of a single input
-                return session.run(None, {self.input_names[0]: next(iter(inputs.values()))})[0]
-            return session.run(None, {name: inputs[name] for name in self.input_names})[0]
+            if beside_another:
+                return self._on_one_core().run(None, inputs)[0]
+            rows = len(next(iter(inputs.values())))
+            if self._threads > 1 and rows >= ROWS_OF_A_CORE * self._threads:
+                return self._divided(inputs, rows)
+            return self._wide.run(None, inputs)[0]
         finally:
             with self._lock:
                 self._running -= 1
+
+    def _divided(self, inputs: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
+        session = self._on_one_core()
+        cuts = [rows * part // self._threads for part in range(self._threads + 1)]
+        parts = [{name: array[a:b] for name, array in inputs.items()} for a, b in itertools.pairwise(cuts)]
+        return np.concatenate(
+            list(map_ordered(lambda part: session.run(None, part)[0], parts, len(parts), self._threads))
+        )
+
+    def _on_one_core(self) -> Any:
+        """A session that runs in the thread of its caller, of which there may be several."""
+        with self._lock:
+            if self._alone is None:
+                self._alone = _onnx_session(self._path, 1)
+            return self._alone
 
 
 def _onnx_session(path: Path, threads: int, spin: int = SPIN_MICROSECONDS) -> Any:

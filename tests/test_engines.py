@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import keras
@@ -146,7 +147,7 @@ def test_onnx_runtime_has_as_many_threads_as_the_process_has_cores(
     assert path is not None
 
     def threads(*arguments: int) -> int:
-        return OnnxEngine(path, *arguments)._session.get_session_options().intra_op_num_threads
+        return OnnxEngine(path, *arguments)._wide.get_session_options().intra_op_num_threads
 
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {3})
     monkeypatch.setattr("os.cpu_count", lambda: 96)
@@ -158,7 +159,7 @@ def test_threads_spin_within_a_run_and_not_long_after_it(bundle: Bundle) -> None
     """Measured: a third faster for one query, and few cores taken from decoding and search."""
     path = bundle.engine_file("text_tower")
     assert path is not None
-    options = OnnxEngine(path, 2)._session.get_session_options()
+    options = OnnxEngine(path, 2)._wide.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
     assert int(options.get_session_config_entry("session.intra_op.spin_duration_us")) <= 2_000
 
@@ -182,12 +183,40 @@ def test_runs_beside_another_have_a_thread_each_where_the_engine_is_shared(bundl
             return [expected]
 
     np.testing.assert_allclose(shared.run(inputs), expected, atol=1e-6)
-    np.testing.assert_allclose(shared._narrow.run(None, inputs)[0], expected, atol=1e-6)
-    shared._narrow = Session("narrow", lambda: None)
-    shared._session = Session("wide", lambda: used.append("inner") or shared.run(inputs) if len(used) == 1 else None)
+    np.testing.assert_allclose(shared._on_one_core().run(None, inputs)[0], expected, atol=1e-6)
+    shared._alone = Session("narrow", lambda: None)
+    shared._wide = Session("wide", lambda: used.append("inner") or shared.run(inputs) if len(used) == 1 else None)
     shared.run(inputs)
     shared.run(inputs)
     assert used == ["wide", "inner", "narrow", "wide"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("rows", [engines.ROWS_OF_A_CORE * 3 - 1, engines.ROWS_OF_A_CORE * 3, 50])
+def test_a_large_batch_is_divided_among_cores_and_its_rows_keep_their_order(
+    bundle: Bundle, rows: int, shared: bool
+) -> None:
+    path = bundle.engine_file("text_tower")
+    assert path is not None
+    engine = OnnxEngine(path, 3, shared=shared)
+    ids = np.random.default_rng(0).integers(1, 9, (rows, 5)).astype(np.int32)
+    inputs = {"ids": ids, "mask": np.ones_like(ids)}
+    expected = OnnxEngine(path, 1).run(inputs)
+    computed = []
+
+    class Session:
+        def __init__(self, session: Any) -> None:
+            self.session = session
+
+        def run(self, outputs: None, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            computed.append(len(inputs["ids"]))
+            return self.session.run(outputs, inputs)
+
+    engine._alone, engine._wide = Session(engine._on_one_core()), Session(engine._wide)
+    np.testing.assert_allclose(engine.run(inputs), expected, atol=1e-6)
+    assert sum(computed) == rows
+    assert len(computed) == (3 if rows >= engines.ROWS_OF_A_CORE * 3 else 1)
+    assert max(computed) - min(computed) <= 1
 
 
 def test_a_warm_runtime_has_seen_the_largest_batch_and_the_longest_text(bundle: Bundle) -> None:
