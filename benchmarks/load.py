@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# Makes call number n and tells how it ended: "ok", or the reason of a refusal.
+# Begins call number n, and gives how it ended when it has: "ok", or the reason of a refusal.
 Call = Callable[[int], Awaitable[str]]
 
 
@@ -67,17 +67,21 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int = 0) -> O
     outcome, running = Outcome(), set()
     began = time.perf_counter()
 
-    async def one(number: int, intended: float) -> None:
-        outcome.add(await call(number), time.perf_counter() - intended)
+    def begin(number: int, intended: float) -> None:
+        def ended(call: asyncio.Future[str]) -> None:
+            running.discard(call)
+            outcome.add(call.result(), time.perf_counter() - intended)
+
+        running.add(begun := asyncio.ensure_future(call(number)))
+        begun.add_done_callback(ended)
 
     for number, moment in enumerate((began + np.cumsum(gaps)).tolist()):
         if (ahead := moment - time.perf_counter()) > 0:
             await asyncio.sleep(ahead)
-        task = asyncio.ensure_future(one(number, moment))
-        running.add(task)
-        task.add_done_callback(running.discard)
+        begin(number, moment)
     outcome.seconds = time.perf_counter() - began
-    await asyncio.gather(*running)
+    while running:
+        await asyncio.wait(running)
     return outcome
 
 

@@ -35,6 +35,12 @@ class Server:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
+    @property
+    def processor_seconds(self) -> float:
+        """Of its own and the system's on its behalf, since it began."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 def real_captions(data: Sequence[str] | None) -> list[str]:
     """Real captions in a random order."""

@@ -77,8 +77,9 @@ class Batcher(Generic[T, R]):
         exception of `run` reaches every caller of that batch.
         """
         loop = asyncio.get_running_loop()
+        if (refusal := self.refusal(len(items), deadline, bulk=bulk)) is not None:
+            raise refusal
         queue = self._bulk if bulk else self._waiting
-        self._admit(len(items), len(queue) + sum(self._running), deadline, loop.time(), bulk)
         entries: list[_Entry[T, R]] = [_Entry(item, deadline, loop.create_future()) for item in items]
         queue.extend(entries)
         if len(self._drainers) < self._lanes:
@@ -91,14 +92,22 @@ class Batcher(Generic[T, R]):
             for entry in entries:
                 entry.future.cancel()  # no effect on those that are done
 
-    def _admit(self, count: int, before: int, deadline: float | None, now: float, bulk: bool) -> None:
-        """Refuse what would wait too long; one that finds nothing before it never does."""
-        wait, done = before * self._item_seconds, now + (before + count) * self._item_seconds
+    def refusal(self, count: int = 1, deadline: float | None = None, *, bulk: bool = False) -> Overloaded | None:
+        """What `submit` would raise now: `count` items would wait too long. What finds nothing before it never does."""
+        before = len(self._bulk if bulk else self._waiting) + sum(self._running)
+        if not before:
+            return None
+        wait = before * self._item_seconds
         longest = self.limits.bulk_seconds if bulk else self.limits.seconds
-        if before and (before + count > self.limits.items or wait > longest):
-            raise Overloaded(f"{before:,} before this one", max(wait / 2, 0.05))
-        if before and deadline is not None and now < deadline < done:
-            raise Overloaded(f"{done - now:.2g} s of work, longer than the deadline of this one", max(wait / 2, 0.05))
+        retry_after = _rounded(max(wait / 2, 0.05))
+        if before + count > self.limits.items or wait > longest:
+            return Overloaded(f"{before:,} before this one", retry_after)
+        if deadline is not None:
+            now = asyncio.get_running_loop().time()
+            late = now + wait + count * self._item_seconds - deadline
+            if now < deadline and late > 0:
+                return Overloaded(f"{late:.2g} s of work, longer than the deadline of this one", retry_after)
+        return None
 
     async def _drain(self) -> None:
         """Run one batch after the other until nothing waits."""
@@ -161,3 +170,8 @@ class Batcher(Generic[T, R]):
         if 2 * count >= self.bulk_batch or not self._item_seconds:
             newest = seconds / count
             self._item_seconds += (newest - self._item_seconds) * (_NEWEST if self._item_seconds else 1)
+
+
+def _rounded(seconds: float) -> float:
+    """In two digits: few different refusals are told, each of which is made into a message once."""
+    return float(f"{seconds:.2g}")

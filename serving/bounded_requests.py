@@ -1,12 +1,12 @@
 """Between gRPC and the methods: reads requests within the limits of their methods and of the memory; knows no service.
 
-A server's interceptor: every method is given what it reads by `context.read()` or from its iterator of requests.
+Every method is given what it reads by `context.read()` or from its iterator of requests.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -22,26 +22,43 @@ OTHERS_MIB = 1  # health and reflection
 _OURS = "/imageretrieval.v1."
 
 
-class BoundedRequests(grpc.aio.ServerInterceptor):
-    """The limits of one server; the memory is that of all servers of the process."""
+class BoundedServer:
+    """A server as services are added to it, with their methods' requests bounded; the memory is the process's own.
 
-    def __init__(self, memory: RequestMemory) -> None:
-        self._memory = memory
-        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
+    Methods are found by the generic handlers only: gRPC for Python waits apart for the calls of each method that is
+    registered by name, and takes calls the slower for it.
+    """
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        """What answers the method, within the limits."""
+    def __init__(self, server: grpc.aio.Server, memory: RequestMemory) -> None:
+        self._server, self._memory = server, memory
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """See `grpc.aio.Server`."""
+        self._server.add_generic_rpc_handlers([BoundedHandler(handler, self._memory) for handler in handlers])
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        """Nothing is left to do: generated code gives the same as a generic handler before."""
+
+
+class BoundedHandler(grpc.GenericRpcHandler):
+    """What `handler` answers, within the limits."""
+
+    def __init__(self, handler: grpc.GenericRpcHandler, memory: RequestMemory) -> None:
+        self._handler, self._memory = handler, memory
+        self._known: dict[str, grpc.RpcMethodHandler] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """See `grpc.GenericRpcHandler`."""
         path = handler_call_details.method
-        if (known := self._handlers.get(path)) is not None:
+        if (known := self._known.get(path)) is not None:
             return known
+        handler = self._handler.service(handler_call_details)
+        if handler is None:
+            return None
         name = path.removeprefix(_OURS).replace("/", ".", 1)
-        bounded = self._bounded(await continuation(handler_call_details), name)
+        bounded = self._bounded(handler, name)
         if name in POLICIES:  # of other names there is no end
-            self._handlers[path] = bounded
+            self._known[path] = bounded
         return bounded
 
     def _bounded(self, handler: grpc.RpcMethodHandler, name: str) -> grpc.RpcMethodHandler:

@@ -27,13 +27,16 @@ from serving.callers import Caller, Origin, PermissionDenied, UnknownMethod
 from serving.error_details import NotReady, reason_of, status_of
 from serving.live_unit import LiveUnit
 from serving.method_policies import POLICIES, Scope
-from serving.search_engine import SearchAnswer, SearchEngine, Timings
+from serving.search_engine import SearchEngine
+from serving.searches import SearchAnswer, Timings
 
 if TYPE_CHECKING:
     from serving.index_upkeep import IndexUpkeep
 
 IN_FLIGHT = 32  # answers under way in one stream
+READ_FROM, SAMPLE = 0.1, 16  # where so many answers are kept, calls are read; elsewhere one of so many
 
+_UNREAD = Origin()
 _log = logging.getLogger(__name__)
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -94,7 +97,8 @@ class Call:
 class EndedCall:
     """What metrics and logs learn of a call. `caller` is None when it was not known; `code` is a google.rpc.Code.
 
-    `reason` is the stable word of a refusal; `notes` is None when the call was not let in.
+    `reason` is the stable word of a refusal; `notes` is None when the call was not let in. `request_id` is "" when it was
+    refused unread.
     """
 
     method: str
@@ -133,6 +137,27 @@ class CallGuard:
         self.last_call = -math.inf  # when one came, by `time.perf_counter`
         self._process = secrets.token_hex(6)
         self._count = itertools.count(1)
+        self._unread = 0
+
+    def shed(self, method: str) -> CallRefused | None:
+        """Why a call of `method` is refused before anything of it is looked at, or None.
+
+        While most texts are refused, reading them takes half of what refusing them does. They are read all the same
+        where many are asked again and again, for then their answers are kept, and given without any waiting.
+        """
+        if not POLICIES[method].shed or (engine := self.engine) is None:
+            return None
+        refusal = engine.encoder.texts.refusal()
+        if refusal is None or engine.kept.share >= READ_FROM:
+            return None
+        self._unread += 1
+        if self._unread % SAMPLE == 0:
+            return None
+        self.last_call = time.perf_counter()
+        status = self.status(refusal, method, "")
+        for observer in self.observers:
+            observer(EndedCall(method, "", None, _UNREAD, status.code, reason_of(status), 0.0, refusal, None))
+        return CallRefused(status)
 
     def admit(self, method: str, origin: Origin) -> Admission:
         """Let a call of `method`, such as "SearchService.Search", in for the length of a `with` block."""

@@ -6,6 +6,7 @@ calls by their code: UNAVAILABLE and RESOURCE_EXHAUSTED are for what passes by i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from enum import StrEnum
@@ -85,7 +86,7 @@ class NotReady(Exception):
 
 
 def status_of(error: Exception, request_id: str) -> status_pb2.Status:
-    """The status that tells a client about `error`, without anything internal."""
+    """The status that tells a client about `error`, without anything internal; it may be another's too."""
     if isinstance(error, ImageNotFound):
         resource = error_details_pb2.ResourceInfo(
             resource_type="imageretrieval/Image", resource_name=error.image_id, description="not in this index"
@@ -102,7 +103,7 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
         return _status(grpc.StatusCode.FAILED_PRECONDITION, message, Reason.PAGE_TOKEN_EXPIRED, failure)
     if isinstance(error, Overloaded):
         reason = Reason.RATE_LIMITED if isinstance(error, LimitExceeded) else Reason.OVERLOADED
-        return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), reason, _retry_after(error.retry_after))
+        return _overloaded(str(error), reason, error.retry_after)
     if isinstance(error, MalformedRequest):
         return _unfit(str(error), Reason.MALFORMED_REQUEST)
     if isinstance(error, RequestTooLarge):
@@ -129,6 +130,11 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
     request = error_details_pb2.RequestInfo(request_id=request_id)
     message = f"internal error; the server's log tells more under request {request_id}"
     return _status(grpc.StatusCode.INTERNAL, message, Reason.INTERNAL, request)
+
+
+@functools.lru_cache(1_024)  # where calls are refused in masses, it is with the same few words
+def _overloaded(message: str, reason: Reason, retry_after: float) -> status_pb2.Status:
+    return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, message, reason, _retry_after(retry_after))
 
 
 def _unchanged(error: Exception) -> status_pb2.Status | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
+import functools
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -21,14 +21,17 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from serving.bounded_requests import BoundedServer
 from serving.call_guard import CallGuard, CallRefused
 from serving.callers import Origin, UnknownMethod
 from serving.connections import MAX_MESSAGE_BYTES
 from serving.error_details import MalformedRequest, ResponseTooLarge
 
+_Trailers = tuple[tuple[str, str | bytes], ...]
+
 
 def add_service(
-    server: grpc.aio.Server, descriptor: ServiceDescriptor, servicer: object, guard: CallGuard, admin: bool
+    server: BoundedServer, descriptor: ServiceDescriptor, servicer: object, guard: CallGuard, admin: bool
 ) -> None:
     """Answer the methods that `servicer` has; `admin` tells that the server is where operators call."""
     handlers = {}
@@ -39,7 +42,7 @@ def add_service(
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
 
 
-def refuse_other_methods(server: grpc.aio.Server, guard: CallGuard, admin: bool) -> None:
+def refuse_other_methods(server: BoundedServer, guard: CallGuard, admin: bool) -> None:
     """Give the refusal of unknown methods the details that all refusals have. The last handler to be added."""
     server.add_generic_rpc_handlers((_OtherMethods(guard, admin),))
 
@@ -69,6 +72,8 @@ def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGua
     decode = _decoder(message_factory.GetMessageClass(method.input_type))
 
     async def one(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
+        if (shed := guard.shed(name)) is not None:
+            return await _abort(context, shed.status)
         try:
             with guard.admit(name, _origin(context, admin)) as call:
                 return _encode(await handler(_checked(await context.read()), call))
@@ -160,21 +165,30 @@ def _certificate_names(auth_context: Any) -> tuple[str, ...]:
 
 
 async def _abort(context: grpc.aio.ServicerContext, status: status_pb2.Status) -> None:
-    told = rpc_status.to_status(status)
+    code, message, trailers = _told(status, context.time_remaining())
     try:
-        await context.abort(
-            told.code, told.details, (*told.trailing_metadata, *_pushback(status, context.time_remaining()))
-        )
+        await context.abort(code, message, trailers)
     except grpc.aio.InternalError:  # the client has gone meanwhile, which gRPC would log as a failure of ours
         raise asyncio.CancelledError from None
 
 
-def _pushback(status: status_pb2.Status, remaining: float | None) -> list[tuple[str, str]]:
-    """RetryInfo once more, as the trailer that gRPC clients wait by when they repeat calls on their own.
+def _told(status: status_pb2.Status, remaining: float | None) -> tuple[grpc.StatusCode, str, _Trailers]:
+    """A status as gRPC sends it, with RetryInfo once more, as the trailer that its clients wait by when they repeat
+    calls on their own.
 
     Where the call has less than that time left, -1: do not repeat it, or the client would learn of its deadline only.
     """
-    retry = error_details_pb2.RetryInfo()
+    code, message, trailers, delay = _parts(status.SerializeToString())
+    if delay is None:
+        return code, message, trailers
+    pushback = delay if remaining is None or delay < 1_000 * remaining else -1
+    return code, message, (*trailers, ("grpc-retry-pushback-ms", str(pushback)))
+
+
+@functools.lru_cache(1_024)  # where calls are refused in masses, it is with the same few words
+def _parts(serialised: bytes) -> tuple[grpc.StatusCode, str, _Trailers, int | None]:
+    """Code, message and trailers of a status, and the milliseconds in its RetryInfo."""
+    status = status_pb2.Status.FromString(serialised)
+    told, retry = rpc_status.to_status(status), error_details_pb2.RetryInfo()
     delays = [retry.retry_delay.ToMilliseconds() for detail in status.details if detail.Unpack(retry)]
-    soon = math.inf if remaining is None else 1_000 * remaining
-    return [("grpc-retry-pushback-ms", str(delay if delay < soon else -1)) for delay in delays]
+    return told.code, told.details, told.trailing_metadata, delays[0] if delays else None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import grpc
-
 from protos.imageretrieval.v1 import (
     embedding_service_pb2,
     embedding_service_pb2_grpc,
@@ -18,12 +16,14 @@ from protos.imageretrieval.v1 import (
     search_service_pb2_grpc,
     status_pb2,
 )
+from serving.bounded_requests import BoundedServer
 from serving.call_guard import Call, CallGuard, as_they_come
 from serving.grpc_methods import add_service
 from serving.image_service import ImageService
 from serving.index_service import IndexService
 from serving.method_policies import Scope
 from serving.operation_service import OperationService
+from serving.overload import Overloaded
 from serving.proto_values import HIT_FIELDS, options_of, query_of, read_mask, response_of, set_certificate
 from serving.queries import check_count, texts_of
 
@@ -39,7 +39,7 @@ _SERVICES = {
 SERVICES = tuple(descriptor.full_name for descriptor in _SERVICES)
 
 
-def add_services(server: grpc.aio.Server, guard: CallGuard, admin: bool = False) -> None:
+def add_services(server: BoundedServer, guard: CallGuard, admin: bool = False) -> None:
     """Register the services; `admin` where operators may call."""
     for descriptor, make in _SERVICES.items():
         add_service(server, descriptor, make(guard), guard, admin)
@@ -83,11 +83,22 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
                 return search_service_pb2.SearchResult(response=await _search(request, call, bulk=True))
             call.charge()
             with call.now() as current:
-                return search_service_pb2.SearchResult(response=await _search(request, current))
+                return search_service_pb2.SearchResult(response=await _search_in_stream(request, current))
         except Exception as error:
             status = self.guard.status(error, call.method, call.request_id)
             told = status_pb2.Status(code=status.code, message=status.message, details=status.details)
             return search_service_pb2.SearchResult(error=told)
+
+
+async def _search_in_stream(request: search_service_pb2.SearchRequest, call: Call) -> search_service_pb2.SearchResponse:
+    """A stream waits, among the bulk work, where a call is refused: its client sees by that how fast it may send."""
+    full = call.engine.encoder.texts.refusal() is not None
+    try:
+        return await _search(request, call, bulk=full)
+    except Overloaded:
+        if full:
+            raise
+        return await _search(request, call, bulk=True)
 
 
 async def _search(
@@ -100,10 +111,13 @@ async def _search(
     answer = await call.engine.search(query, options_of(request, mask), call.deadline, bulk=bulk)
     call.searched(answer, texts_of(query))
     response = response_of(answer, mask, call.engine.runtime.fingerprint, request.with_timings)
-    if request.with_certificate:
-        with call.engine.store.view() as view:
-            set_certificate(response, view.describe().certificate)
-    return response
+    if not request.with_certificate:
+        return response
+    certified = search_service_pb2.SearchResponse()
+    certified.CopyFrom(response)
+    with call.engine.store.view() as view:
+        set_certificate(certified, view.describe().certificate)
+    return certified
 
 
 class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from serving.queries import Query, SearchOptions, TextQuery
 
 if TYPE_CHECKING:
-    from serving.search_engine import SearchAnswer
+    from serving.searches import SearchAnswer
 
 KEPT_ANSWERS, MOST_HITS = 2_000, 100  # about 10 MB with captions of 200 characters and ten hits each
+_NEWEST = 1 / 32  # how much the newest search counts in the share
 
 
 class KeptAnswers:
@@ -24,14 +26,20 @@ class KeptAnswers:
         self._size = size
         self._kept: OrderedDict[tuple[Query, SearchOptions], SearchAnswer] = OrderedDict()
         self.hits = self.misses = 0
+        self.share = 0.0  # of late, of what was asked for
 
-    def get(self, query: Query, options: SearchOptions, revision: str | None) -> SearchAnswer | None:
-        """The answer found in the state with `revision`, if it is kept; None stands for a state that is not known."""
+    def get(self, query: Query, options: SearchOptions, revision: Callable[[], str | None]) -> SearchAnswer | None:
+        """The answer, if it is kept and was found in the state with the present `revision`, which is asked for then.
+
+        None stands for a state that is not known.
+        """
         answer = self._kept.get((query, options)) if _keeps(query, options) else None
-        if answer is None or answer.index_revision != revision:
+        if answer is None or answer.index_revision != revision():
             self.misses += 1
+            self.share -= _NEWEST * self.share
             return None
         self.hits += 1
+        self.share += _NEWEST * (1 - self.share)
         self._kept.move_to_end((query, options))
         return answer
 

@@ -23,13 +23,15 @@ class MethodPolicy:
     """Who may call a method and where.
 
     `bulk` methods do much work a call, or wait long: fewer of them run at once for each caller. A request has at most
-    `max_mib` MiB: what its documented limits come to in UTF-8, rounded up. `admin` methods are answered at the admin
-    address only, where a server has one.
+    `max_mib` MiB: what its documented limits come to in UTF-8, rounded up. Where `shed`, calls may be refused unread
+    while texts are refused. `admin` methods are answered at the admin address only,
+    where a server has one.
     """
 
     scope: Scope
     bulk: bool = False
     max_mib: int = 1
+    shed: bool = False
 
     @property
     def admin(self) -> bool:
@@ -42,7 +44,7 @@ _IMAGES, _TEXTS, _IDS = 33, 11, 5
 _SEARCH, _WRITE, _ADMIN = MethodPolicy(Scope.SEARCH), MethodPolicy(Scope.WRITE), MethodPolicy(Scope.ADMIN)
 
 POLICIES: dict[str, MethodPolicy] = {
-    "SearchService.Search": MethodPolicy(Scope.SEARCH, max_mib=_IMAGES),
+    "SearchService.Search": MethodPolicy(Scope.SEARCH, max_mib=_IMAGES, shed=True),
     "SearchService.BatchSearch": MethodPolicy(Scope.SEARCH, bulk=True, max_mib=_IMAGES),
     "SearchService.StreamSearch": MethodPolicy(Scope.SEARCH, max_mib=_IMAGES),
     "EmbeddingService.EmbedTexts": MethodPolicy(Scope.SEARCH, bulk=True, max_mib=_TEXTS),

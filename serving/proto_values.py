@@ -24,7 +24,7 @@ from serving.queries import (
     TextQuery,
     VectorQuery,
 )
-from serving.search_engine import SearchAnswer, Timings
+from serving.searches import SearchAnswer, Timings
 from serving.vector_index import SearchHit
 
 _INPUTS = "a text, an image, an image_id, a vector or a composition"
@@ -134,7 +134,7 @@ def options_of(request: search_service_pb2.SearchRequest, mask: ReadMask) -> Sea
 def response_of(
     answer: SearchAnswer, mask: ReadMask, model_revision: str, with_timings: bool
 ) -> search_service_pb2.SearchResponse:
-    """The answer as a message of the caller's own; of an answer that is given again, a copy."""
+    """The answer as a message: of the caller's own with timings, without them the same whenever it is given again."""
     made = answer.rendered.get(mask)
     if made is None:
         made = answer.rendered[mask] = search_service_pb2.SearchResponse(
@@ -144,10 +144,11 @@ def response_of(
             next_page_token=answer.next_page_token,
             match_probability=answer.match_probability,
         )
+    if not with_timings:
+        return made
     response = search_service_pb2.SearchResponse()
     response.CopyFrom(made)
-    if with_timings:
-        _set_timings(response.timings, answer.timings)
+    _set_timings(response.timings, answer.timings)
     return response
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 # Images cost many times what texts do; small batches keep a text from waiting long behind them.
 TEXT_BATCH, IMAGE_BATCH = 32, 8
-BULK_TEXT_BATCH = 8
+BULK_TEXT_BATCH = 16
 NICER = 5  # steps, which leave a third of the processor time of what it competes with
 KEPT_EMBEDDINGS = 10_000  # 15 MB of 384 components
 
@@ -153,15 +153,18 @@ class QueryEncoder:
         return EncodedQuery(unit_vector(f"{field}.vector", query.values, self._runtime.embedding_dim), 0.0)
 
     async def _text(self, text: str, field: str, deadline: float | None, bulk: bool) -> np.ndarray:
-        kept = self.kept.peek(f"text {text}")
+        key = f"text {text}"
+        kept = self.kept.peek(key)
         if kept is not None:
             return kept
         check_text(field, text)
+        if not self.kept.is_made(key) and (refusal := self.texts.refusal(1, deadline, bulk=bulk)) is not None:
+            raise refusal  # before anything is made for it
 
         async def embed() -> np.ndarray:
             return (await self.texts.submit([text], deadline, bulk=bulk))[0]
 
-        return await self.kept.get(f"text {text}", embed, deadline)
+        return await self.kept.get(key, embed, deadline)
 
     async def _image(self, data: bytes, field: str, deadline: float | None, bulk: bool) -> np.ndarray:
         async def embed() -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -139,6 +140,7 @@ def _begin(guard: CallGuard, engine: SearchEngine, settings: ServerSettings, swa
     from serving.index_upkeep import IndexUpkeep
 
     guard.engine = engine
+    gc.freeze()  # what is there now stays, and no collection while calls wait need look at it
     index = engine.store.index if isinstance(engine.store, EmbeddedStore) else None
     guard.upkeep = IndexUpkeep(index, settings.backup_directory, swap.go_over, settings.bundle)
     with engine.store.view() as view:
@@ -175,19 +177,23 @@ def _make_server(
     """A server with our services and health, not yet on a port; with reflection where operators call."""
     import grpc
     from grpc_health.v1 import health, health_pb2_grpc
-    from grpc_reflection.v1alpha import reflection
+    from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-    from serving.bounded_requests import BoundedRequests
+    from serving.bounded_requests import BoundedServer
     from serving.connections import channel_options
     from serving.grpc_methods import refuse_other_methods
     from serving.grpc_service import SERVICES, add_services
 
-    server = grpc.aio.server(interceptors=[BoundedRequests(memory)], options=channel_options(settings.connections))
-    add_services(server, guard, admin)
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    server = grpc.aio.server(options=channel_options(settings.connections))
+    bounded = BoundedServer(server, memory)
+    add_services(bounded, guard, admin)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, bounded)
     if admin:
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    refuse_other_methods(server, guard, admin)
+        services = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(service_names=services), bounded
+        )
+    refuse_other_methods(bounded, guard, admin)
     return server
 
 

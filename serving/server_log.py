@@ -57,6 +57,8 @@ class CallLog:
 
     def __call__(self, call: EndedCall) -> None:
         """An observer of `CallGuard`."""
+        if not call.request_id:  # it was refused unread, as masses are
+            return
         failed = call.code in _SERVERS_FAULT
         slow = self._which != "errors" and call.seconds >= self._slow
         if self._which == "none" or not (failed or slow or self._which == "all"):

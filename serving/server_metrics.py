@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from data.errors import UserError
 from serving.call_guard import CallGuard, EndedCall
-from serving.search_engine import Timings
+from serving.searches import Timings
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class _State(Collector):
         waiting = GaugeMetricFamily("image_search_waiting", "Items that wait or run", labels=("queue",))
         waiting.add_metric(["texts"], engine.encoder.texts.waiting)
         waiting.add_metric(["images"], engine.encoder.images.waiting)
-        waiting.add_metric(["search"], engine.workers.waiting)
+        waiting.add_metric(["search"], engine.searches.waiting + engine.workers.waiting)
         yield waiting
         kept = CounterMetricFamily(
             "image_search_kept_embeddings", "Queries by whether a kept embedding answered", labels=("found",)

@@ -49,6 +49,10 @@ class SingleFlight(Generic[K, V]):
             self._kept.move_to_end(key)
         return value
 
+    def is_made(self, key: K) -> bool:
+        """Whether somebody waits for the value already."""
+        return key in self._flights
+
     async def _fly(self, key: K, make: Callable[[], Awaitable[V]]) -> V:
         if key not in self._flights:
             self.misses += 1

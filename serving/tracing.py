@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_contex
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from serving.call_guard import EndedCall
-from serving.search_engine import Timings
+from serving.searches import Timings
 
 _STAGES = ("embedding", "queueing", "search", "lookup")
 

@@ -18,7 +18,7 @@ class WorkPool:
 
     def __init__(self, name: str, max_waiting: int = 1_024, threads: int | None = None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=name)
+        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix=name)
         self._name, self._max_waiting = name, max_waiting
         self.waiting = 0
 
@@ -38,13 +38,13 @@ class WorkPool:
 
         self.waiting += 1
         try:
-            return await loop.run_in_executor(self._pool, unless_late)
+            return await loop.run_in_executor(self.pool, unless_late)
         finally:
             self.waiting -= 1
 
     def close(self) -> None:
         """Stop the threads after what they are doing."""
-        self._pool.shutdown(cancel_futures=True)
+        self.pool.shutdown(cancel_futures=True)
 
 
 async def in_order(work: Iterable[Coroutine[Any, Any, R]]) -> list[R]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from data.errors import QueryError
-from serving.call_guard import CallGuard, CallRefused
+from serving.call_guard import READ_FROM, SAMPLE, CallGuard, CallRefused
 from serving.callers import Caller, Origin
 from serving.error_details import ResponseTooLarge
 from serving.grpc_methods import _encode
 from serving.method_policies import Scope
+from serving.overload import Overloaded
 
 PEER = Origin(peer="192.0.2.1")
 
@@ -104,6 +106,40 @@ def test_calls_wait_for_the_engine():
     with pytest.raises(CallRefused) as refusal:
         CallGuard().admit("SearchService.Search", PEER)
     assert reason(refusal) == "NOT_READY"
+
+
+class Busy:
+    """An engine that refuses texts, of whose answers such a share was kept of late."""
+
+    def __init__(self, share: float, refusal: Overloaded | None) -> None:
+        self.encoder = SimpleNamespace(texts=SimpleNamespace(refusal=lambda: refusal))
+        self.kept = SimpleNamespace(share=share)
+
+
+@pytest.mark.parametrize(
+    ("share", "refusal", "method", "refused"),
+    [
+        (0.0, Overloaded("much", 0.1), "SearchService.Search", 2 * (SAMPLE - 1)),
+        (READ_FROM, Overloaded("much", 0.1), "SearchService.Search", 0),
+        (0.0, None, "SearchService.Search", 0),
+        (0.0, Overloaded("much", 0.1), "ImageService.GetImage", 0),
+    ],
+    ids=["few answers are kept", "many answers are kept", "there is room", "it needs no model"],
+)
+def test_calls_that_would_be_refused_are_not_read_unless_their_answers_may_be_kept(share, refusal, method, refused):
+    guard, ended = CallGuard(), []
+    guard.engine = Busy(share, refusal)
+    guard.observers.append(ended.append)
+    shed = [told for told in (guard.shed(method) for _ in range(2 * SAMPLE)) if told is not None]
+    assert len(shed) == len(ended) == refused
+    for told, call in zip(shed, ended, strict=True):
+        assert told.status.code == call.code == code_pb2.RESOURCE_EXHAUSTED
+        assert [detail.TypeName() for detail in told.status.details] == ["google.rpc.ErrorInfo", "google.rpc.RetryInfo"]
+        assert (call.reason, call.caller) == ("OVERLOADED", None)
+
+
+def test_nothing_is_shed_before_there_is_an_engine():
+    assert CallGuard().shed("SearchService.Search") is None
 
 
 def test_items_of_a_call_that_has_ended_are_given_up(guard):

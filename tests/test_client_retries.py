@@ -28,7 +28,7 @@ from serving.async_client import AsyncSearchClient
 from serving.client import SearchClient, ServiceError, Upload
 from serving.client_connection import Connection, from_environment
 from serving.error_details import ResponseTooLarge, status_of
-from serving.grpc_methods import _pushback
+from serving.grpc_methods import _told
 from serving.image_changes import StoreFailed
 from serving.overload import Overloaded
 
@@ -154,8 +154,8 @@ def test_a_refusal_for_good_is_not_repeated(client_class):
 @pytest.mark.parametrize("error", [StoreFailed(OSError(errno.ENOSPC, "full")), ResponseTooLarge()])
 def test_what_a_second_try_cannot_mend_is_not_repeated(client_class, error):
     status = status_of(error, "")
-    told = rpc_status.to_status(status)
-    unwell = Unwell(*[(told.code, (*told.trailing_metadata, *_pushback(status, None)))] * 4)
+    code, _, trailers = _told(status, None)
+    unwell = Unwell(*[(code, trailers)] * 4)
     with unwell.serve() as address, client_class(address, timeout=30) as client, pytest.raises(ServiceError) as refusal:
         client.upsert_image(Upload("a", b"x"))
     assert refusal.value.reason in ("DISK_FULL", "RESPONSE_TOO_LARGE")
@@ -197,14 +197,21 @@ def test_an_async_stream_that_broke_is_not_told_as_a_defect(monkeypatch, then):
 
 def test_the_server_tells_when_to_come_again(client_class):
     status = status_of(Overloaded("much", 0.6), "")
-    unwell = Unwell((EXHAUSTED, tuple(_pushback(status, None))))
+    unwell = Unwell((EXHAUSTED, _told(status, None)[2]))
     with unwell.serve() as address, client_class(address, timeout=30) as client:
         assert client.search("red").model_revision == "well"
     first, second = unwell.moments
     assert second - first >= 0.6  # the client's own pause would be shorter
-    assert _pushback(status, None) == _pushback(status, 0.7) == [("grpc-retry-pushback-ms", "600")]
-    assert _pushback(status, 0.5) == [("grpc-retry-pushback-ms", "-1")], "there is no time for another try"
-    assert _pushback(status_of(TimeoutError(), ""), 0.5) == []
+
+
+@pytest.mark.parametrize(("remaining", "told"), [(None, "600"), (0.7, "600"), (0.5, "-1")])
+def test_who_has_no_time_for_another_try_is_told_so(remaining, told):
+    trailers = dict(_told(status_of(Overloaded("much", 0.6), ""), remaining)[2])
+    assert trailers["grpc-retry-pushback-ms"] == told
+
+
+def test_what_does_not_pass_by_itself_tells_no_time():
+    assert "grpc-retry-pushback-ms" not in dict(_told(status_of(TimeoutError(), ""), 0.5)[2])
 
 
 def test_repeating_stops_when_most_calls_fail(client_class):

@@ -20,7 +20,7 @@ from server_process import running
 
 from protos.imageretrieval.v1 import query_pb2, search_service_pb2, search_service_pb2_grpc
 from serving import request_memory
-from serving.bounded_requests import BoundedRequests
+from serving.bounded_requests import BoundedHandler
 from serving.client import SearchClient
 from serving.index_job import build_index
 from serving.method_policies import POLICIES, Scope
@@ -158,18 +158,14 @@ def test_health_which_anybody_may_ask_takes_no_large_requests(server, method):
 
 
 def test_nothing_is_kept_of_methods_that_callers_invent():
-    interceptor = BoundedRequests(memory())
-    handler = grpc.stream_stream_rpc_method_handler(lambda requests, context: None)
+    class Anything(grpc.GenericRpcHandler):
+        def service(self, handler_call_details):
+            return grpc.stream_stream_rpc_method_handler(lambda requests, context: None)
 
-    async def scene():
-        for path in (SEARCH, *(f"/invented{number}.SearchService/Search" for number in range(100))):
-            await interceptor.intercept_service(found, SimpleNamespace(method=path))
-
-    async def found(details):
-        return handler
-
-    asyncio.run(scene())
-    assert list(interceptor._handlers) == [SEARCH]
+    bounded = BoundedHandler(Anything(), memory())
+    for path in (SEARCH, *(f"/invented{number}.SearchService/Search" for number in range(100))):
+        assert bounded.service(SimpleNamespace(method=path)).stream_stream
+    assert list(bounded._known) == [SEARCH]
 
 
 def test_every_documented_limit_fits_into_its_method(server):

@@ -17,9 +17,15 @@ from fakes import ColourRuntime, ListSource, picture
 from data.errors import QueryError
 from data.images import load_pixels
 from dual_encoder.calibration import Calibration
+from protos.imageretrieval.v1 import query_pb2, search_service_pb2
+from serving.batcher import QueueLimits
+from serving.call_guard import CallGuard
+from serving.callers import Origin
 from serving.catalog import ImageNotFound
 from serving.embedded_store import EmbeddedStore
 from serving.exact_index import ExactIndex
+from serving.grpc_service import SearchService
+from serving.held_views import HeldViews
 from serving.index_job import build_index
 from serving.kept_answers import KeptAnswers
 from serving.overload import Overloaded
@@ -33,7 +39,9 @@ from serving.queries import (
     TextQuery,
     VectorQuery,
 )
-from serving.search_engine import SearchAnswer, SearchEngine
+from serving.query_encoder import EncodedQuery
+from serving.search_engine import SearchEngine
+from serving.searches import Search, SearchAnswer, answers
 from serving.snapshot import open_snapshot
 from serving.vector_store import Delete
 
@@ -256,6 +264,81 @@ def test_many_searches_at_once_get_their_own_answers(index):
             assert [answer.hits[0].attributes["colour"] for answer in results] == colours
 
     asyncio.run(main())
+
+
+def test_searches_that_are_answered_together_are_answered_as_alone(index, monkeypatch):
+    def outcome(answer):
+        return answer if isinstance(answer, Exception) else (answer.hits, answer.next_page_token)
+
+    async def main():
+        async with opened(index) as engine:
+            sizes = []
+            together = engine.searches._run
+            monkeypatch.setattr(engine.searches, "_run", lambda some: sizes.append(len(some)) or together(some))
+            asked = [
+                (VectorQuery(RUNTIME.embed_texts([colour])[0]), SearchOptions(**options))
+                for colour in ("red", "blue", "green")
+                for options in ({"k": 3}, {"k": 5}, {"k": 5, "exact": True}, {"k": 4, "filter_text": 'colour = "red"'})
+            ]
+            alone = [outcome(await engine.search(*each)) for each in asked]
+            results = await asyncio.gather(*(engine.search(*each) for each in asked))
+            assert [outcome(answer) for answer in results] == alone
+            assert max(sizes) > 1
+
+    asyncio.run(main())
+
+
+def test_a_search_that_fails_among_others_fails_alone(index):
+    class Broken(Search):
+        def run(self, view):
+            raise ValueError("a defect")
+
+    encoded = EncodedQuery(RUNTIME.embed_texts(["red"])[0], 1.0)
+    with closing(EmbeddedStore.open(index, RUNTIME.fingerprint)) as store, closing(HeldViews(store)) as views:
+        kinds = (Search, Broken, Search)
+        searches = [kind(encoded, SearchOptions(k=3), None, TextQuery("red"), None, 0.0) for kind in kinds]
+        first, broken, last = answers(views, searches)
+    assert isinstance(broken, ValueError)
+    assert first.hits == last.hits
+    assert len(first.hits) == 3
+
+
+def test_a_stream_waits_where_a_call_is_refused(index):
+    class Gated(ColourRuntime):
+        opened = threading.Event()
+
+        def embed_texts(self, texts, shown=None):
+            assert self.opened.wait(20)
+            return super().embed_texts(texts)
+
+    async def requests():
+        for tag, colour in enumerate(("red", "blue", "green")):
+            search = search_service_pb2.SearchRequest(query=query_pb2.Query(text=colour))
+            yield search_service_pb2.StreamSearchRequest(tag=tag, request=search)
+
+    async def main():
+        guard = CallGuard()
+        guard.engine = engine = SearchEngine(Gated(), EmbeddedStore.open(index, RUNTIME.fingerprint))
+        try:
+            texts = engine.encoder.texts
+            texts.limits, texts._item_seconds = QueueLimits(seconds=0.5), 1.0
+            with guard.admit("SearchService.StreamSearch", Origin()) as call:
+                answered = asyncio.create_task(_all(SearchService(guard).StreamSearch(requests(), call)))
+                while texts.waiting < 3:
+                    await asyncio.sleep(0)
+                with pytest.raises(Overloaded):
+                    await engine.search(TextQuery("yellow"))
+                Gated.opened.set()
+                assert all(answer.result.HasField("response") for answer in await answered)
+        finally:
+            Gated.opened.set()
+            engine.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+async def _all(answers):
+    return [answer async for answer in answers]
 
 
 def composed(*parts):
@@ -489,9 +572,13 @@ def test_the_next_page_of_a_kept_answer_is_there_however_old_the_answer(index):
 def test_as_many_answers_are_kept_as_there_is_room_for():
     kept = KeptAnswers(2)
     for text in ("a", "b", "a", "c"):
-        if kept.get(TextQuery(text), SearchOptions(), "r") is None:
+        if kept.get(TextQuery(text), SearchOptions(), lambda: "r") is None:
             kept.keep(TextQuery(text), SearchOptions(), SearchAnswer([], "r", "", None, None))
-    assert [kept.get(TextQuery(text), SearchOptions(), "r") is not None for text in "abc"] == [True, False, True]
+    assert [kept.get(TextQuery(text), SearchOptions(), lambda: "r") is not None for text in "abc"] == [
+        True,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")

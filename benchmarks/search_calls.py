@@ -1,0 +1,170 @@
+"""Searches as calls of load: over our gRPC service, one a call or many in a stream, and over the peer's HTTP; knows no
+figure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import itertools
+import time
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from benchmarks.lean_client import LeanConnection, headers
+from benchmarks.load import Call, Outcome
+from protos.imageretrieval.v1 import query_pb2, search_service_pb2
+
+DEADLINE = 2.0  # seconds, of every call
+CONNECTIONS = 4  # that calls go over in turn
+KEPT = 200  # texts that are asked again and again
+REFUSED = "OVERLOADED with a delay"
+_SERVICE = "/imageretrieval.v1.SearchService/"
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+class Searches:
+    """Searches for `texts`, over connections to our server."""
+
+    def __init__(self, connections: Sequence[LeanConnection], texts: Sequence[str]) -> None:
+        self._connections, self._texts = connections, texts
+        self._fresh = itertools.count()
+        self._search = headers(_SERVICE + "Search", DEADLINE)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, address: str, texts: Sequence[str]) -> AsyncIterator[Searches]:
+        """Such searches at HOST:PORT."""
+        connections = [await LeanConnection.connect(address) for _ in range(CONNECTIONS)]
+        try:
+            yield cls(connections, texts)
+        finally:
+            for connection in connections:
+                connection.close()
+
+    def new_text(self, number: int) -> str:
+        """A text that was never asked before."""
+        return made_unique(self._texts[number % len(self._texts)], next(self._fresh))
+
+    def kept_text(self, number: int) -> str:
+        """One of the texts that are asked again and again."""
+        return self._texts[number % KEPT]
+
+    def one(self, text_of: Callable[[int], str]) -> Call:
+        """One Search a call, for the text of its number."""
+
+        def call(number: int) -> asyncio.Future[str]:
+            loop = asyncio.get_running_loop()
+            connection = self._connections[number % len(self._connections)]
+            future: asyncio.Future[str] = loop.create_future()
+            timer = loop.call_later(DEADLINE, lambda: late())
+
+            def ended(trailers: dict[bytes, bytes]) -> None:
+                timer.cancel()
+                future.set_result(_how(trailers))
+
+            def late() -> None:
+                for stream in begun:
+                    connection.cancel(stream)
+                if not future.done():
+                    future.set_result("DEADLINE_EXCEEDED")
+
+            begun = connection.start(self._search, request(text_of(number)).SerializeToString(), ended)
+            return future
+
+        return call
+
+    async def streams(self, text_of: Callable[[int], str], count: int, in_flight: int, seconds: float) -> Outcome:
+        """`count` streams, each over a connection of its own, with so many searches under way in each."""
+        outcome, began = Outcome(), time.perf_counter()
+        await asyncio.gather(
+            *(
+                _stream(self._connections[number % CONNECTIONS], text_of, in_flight, began + seconds, outcome)
+                for number in range(count)
+            )
+        )
+        outcome.seconds = time.perf_counter() - began
+        return outcome
+
+
+async def _stream(
+    connection: LeanConnection, text_of: Callable[[int], str], in_flight: int, until: float, outcome: Outcome
+) -> None:
+    sent: dict[int, float] = {}
+    over: asyncio.Future[dict[bytes, bytes]] = asyncio.get_running_loop().create_future()
+    tags = itertools.count()
+
+    def send() -> None:
+        tag, now = next(tags), time.perf_counter()
+        if now < until:
+            sent[tag] = now
+            search = search_service_pb2.StreamSearchRequest(tag=tag, request=request(text_of(tag)))
+            connection.send(begun[0], search.SerializeToString())
+        elif not sent:
+            connection.finish(begun[0])
+
+    def answered(message: bytes) -> None:
+        response = search_service_pb2.StreamSearchResponse.FromString(message)
+        ended = "ok" if response.result.HasField("response") else "refused"
+        outcome.add(ended, time.perf_counter() - sent.pop(response.tag))
+        send()
+
+    begun = connection.start(headers(_SERVICE + "StreamSearch"), None, over.set_result, answered)
+    for _ in range(in_flight):
+        send()
+    trailers = await over
+    if trailers[b"grpc-status"] != b"0":
+        raise RuntimeError(f"a stream ended as {_how(trailers)}")
+
+
+def made_unique(text: str, number: int) -> str:
+    """The text, and a word that makes it one that was not asked before."""
+    return f"{text} {number}"
+
+
+def request(text: str) -> search_service_pb2.SearchRequest:
+    """The ten best for a text."""
+    return search_service_pb2.SearchRequest(query=query_pb2.Query(text=text), page_size=10)
+
+
+def _how(trailers: dict[bytes, bytes]) -> str:
+    """How a call ended: "ok", or its reason and whether it says when to come back."""
+    code = trailers.get(b"grpc-status", b"2")
+    if code == b"0":
+        return "ok"
+    told = trailers.get(b"grpc-status-details-bin", b"")
+    status = status_pb2.Status.FromString(told[1:])  # after the zero of what comes as it is
+    names = {detail.TypeName(): detail for detail in status.details}
+    info = error_details_pb2.ErrorInfo()
+    if "google.rpc.ErrorInfo" not in names or not names["google.rpc.ErrorInfo"].Unpack(info):
+        return _CODES[int(code)]
+    return f"{info.reason} with a delay" if "google.rpc.RetryInfo" in names else info.reason
+
+
+class PeerSearches:
+    """Searches of ever new texts at the peer's port; so many `clients` have a connection and a thread each."""
+
+    def __init__(self, port: int, texts: Sequence[str], clients: int) -> None:
+        self._texts, self._fresh, self._pool = texts, itertools.count(), ThreadPoolExecutor(clients)
+        self._free = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(clients)]
+
+    async def call(self, number: int) -> str:
+        """A `load.Call`."""
+        connection = self._free.pop()
+        text = made_unique(self._texts[number % len(self._texts)], next(self._fresh))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, partial(_ask, connection, text))
+        finally:
+            self._free.append(connection)
+
+
+def _ask(connection: http.client.HTTPConnection, text: str) -> str:
+    connection.request("GET", "/search?" + urllib.parse.urlencode({"q": text, "k": 10}))
+    response = connection.getresponse()
+    response.read()
+    return "ok" if response.status == 200 else str(response.status)
