@@ -97,8 +97,8 @@ class Call:
 class EndedCall:
     """What metrics and logs learn of a call. `caller` is None when it was not known; `code` is a google.rpc.Code.
 
-    `reason` is the stable word of a refusal; `notes` is None when the call was not let in. `request_id` is "" when it was
-    refused unread.
+    `reason` is the stable word of a refusal. `notes` is None when the call was not let in, and `request_id` is "" when
+    it was refused unread.
     """
 
     method: str
