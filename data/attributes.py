@@ -24,12 +24,12 @@ def is_attribute(value: object) -> bool:
     """Whether an index can keep `value` as it is: NaN, larger integers and times without an offset have no place."""
     if isinstance(value, str):
         return is_unicode(value)
-    if isinstance(value, list | tuple):
-        return all(isinstance(item, str) and is_unicode(item) for item in value)
     if isinstance(value, int):  # truth values included
         return -(2**63) <= value < 2**63
     if isinstance(value, float):
         return math.isfinite(value)
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, str) for item in value) and is_unicode("".join(value))
     return isinstance(value, datetime) and _has_moment(value)
 
 
@@ -41,9 +41,15 @@ def is_unicode(text: str) -> bool:
 def attributes_to_json(attributes: Mapping[str, AttributeValue]) -> dict[str, Any]:
     """What `json.dumps` takes, times as `{"$timestamp": TEXT}`."""
     return {
-        name: {TIMESTAMP: timestamp_text(value)} if isinstance(value, datetime) else value
-        for name, value in attributes.items()
+        name: attribute_to_json(value) if isinstance(value, datetime) else value for name, value in attributes.items()
     }
+
+
+def attribute_to_json(value: object) -> dict[str, str]:
+    """What stands for the one kind of value that JSON does not know; `TypeError` for what is no attribute."""
+    if isinstance(value, datetime):
+        return {TIMESTAMP: timestamp_text(value)}
+    raise TypeError(f"expected {EXPECTED}; received {value!r}")
 
 
 def attributes_from_json(attributes: Mapping[str, Any]) -> dict[str, AttributeValue]:

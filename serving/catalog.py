@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from data.attributes import attributes_from_json, attributes_to_json
+from data.attributes import attribute_to_json, attributes_from_json
 from data.errors import QueryError, SnapshotError
 from data.pairs import AttributeValue
 from serving.vector_store import StoredImage
@@ -245,7 +245,9 @@ def captions_json(captions: Sequence[str]) -> str:
 
 def attributes_json(attributes: Mapping[str, AttributeValue]) -> str:
     """Attributes as they are stored."""
-    return orjson.dumps(attributes_to_json(attributes), option=orjson.OPT_SORT_KEYS).decode()
+    held = attributes if isinstance(attributes, dict) else dict(attributes)
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
+    return orjson.dumps(held, default=attribute_to_json, option=options).decode()
 
 
 def attributes_of_json(text: str) -> dict[str, AttributeValue]:

@@ -88,17 +88,18 @@ def check_attributes(attributes: Mapping[str, AttributeValue]) -> None:
 
 def _encode(change: Upsert, vector: bytes) -> LoggedChange:
     check_attributes(change.attributes)
-    for name, texts in (
-        ("digest", (change.digest,)),
-        ("location", (change.location,)),
-        ("captions", change.captions),
-        ("attributes", change.attributes),
-    ):
-        for text in texts:
-            if not is_unicode(text):
-                raise QueryError(name, "valid Unicode", ascii(text)[:200], "correct the text")
+    if not is_unicode("".join((change.digest, change.location, *change.captions, *change.attributes))):
+        raise _not_unicode(change)
     captions, attributes = captions_json(change.captions), attributes_json(change.attributes)
     return LoggedChange(0, change.image_id, vector, change.digest, change.location, captions, attributes)
+
+
+def _not_unicode(change: Upsert) -> QueryError:
+    """The refusal of a change in whose texts there is half a character."""
+    texts = [("digest", change.digest), ("location", change.location)]
+    texts += [("captions", text) for text in change.captions] + [("attributes", name) for name in change.attributes]
+    field, text = next((field, text) for field, text in texts if not is_unicode(text))
+    return QueryError(field, "valid Unicode", ascii(text)[:200], "correct the text")
 
 
 def _digest(rows: Sequence[LoggedChange], if_versions: Sequence[int | None]) -> str:

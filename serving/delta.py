@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from serving.snapshot import Snapshot
 
 _DELETED = -1
+
+# What a change left of an image: its sequence number, the image's slot or _DELETED, and what was before. Tuples of
+# numbers cost the garbage collector nothing.
+_Past = tuple[int, int, "_Past | None"]
+
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -42,7 +47,7 @@ class Delta:
         self.changes: list[LoggedChange] = []  # by slot, without their vectors
         self._columns = GrowingColumns()  # attributes by slot, as far as a filter has asked for them
         self._columns_lock = threading.Lock()
-        self.history: dict[str, list[tuple[int, int]]] = {}  # image_id → (sequence, slot or _DELETED), in sequence
+        self.history: dict[str, _Past] = {}  # by image_id
 
     def base_rows(self, image_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Row and version of each image that the snapshot holds and no change has touched yet."""
@@ -51,7 +56,7 @@ class Delta:
     def version(self, image_id: str, base_rows: Mapping[str, tuple[int, int]]) -> int:
         """The current version of an image, 0 when there is none; `base_rows` covers it."""
         if image_id in self.history:
-            sequence, slot = self.history[image_id][-1]
+            sequence, slot, _ = self.history[image_id]
             return 0 if slot == _DELETED else sequence
         return base_rows[image_id][1] if image_id in base_rows else 0
 
@@ -63,20 +68,19 @@ class Delta:
             base_rows = self.base_rows(list({change.image_id for change in changes}))
         self._add_vectors([change.vector for change in changes if change.vector is not None])
         replaced = []
-        for change in changes:
-            before = self.history.setdefault(change.image_id, [])
-            if before:
-                if before[-1][1] != _DELETED:
-                    self.ended[before[-1][1]] = change.sequence
+        for sequence, image_id, vector, digest, location, captions, attributes, model in changes:
+            before = self.history.get(image_id)
+            if before is not None:
+                if before[1] != _DELETED:
+                    self.ended[before[1]] = sequence
                     self.live -= 1
-            elif change.image_id in base_rows:
-                replaced.append(base_rows[change.image_id][0])
+            elif image_id in base_rows:
+                replaced.append(base_rows[image_id][0])
                 self.live -= 1
-            if change.vector is None:
-                before.append((change.sequence, _DELETED))
+            if vector is None:
+                self.history[image_id] = (sequence, _DELETED, before)
                 continue
-            before.append((change.sequence, self.count))
-            sequence, image_id, _, digest, location, captions, attributes, model = change
+            self.history[image_id] = (sequence, self.count, before)
             self.changes.append(LoggedChange(sequence, image_id, None, digest, location, captions, attributes, model))
             self.count += 1
             self.live += 1
@@ -90,10 +94,10 @@ class Delta:
 
     def slot(self, image_id: str, sequence: int) -> int | None:
         """Where an image stands after change `sequence`: its slot, -1 when deleted, None when no change touched it."""
-        for at, slot in reversed(self.history.get(image_id, ())):
-            if at <= sequence:
-                return slot
-        return None
+        past = self.history.get(image_id)
+        while past is not None and past[0] > sequence:
+            past = past[2]
+        return None if past is None else past[1]
 
     def slots_matching(self, where: Filter, count: int) -> np.ndarray:
         """(count,) bool: which of the first `count` slots `where` matches."""
@@ -106,7 +110,7 @@ class Delta:
         """Write the vectors of the next slots; readers of earlier ones may hold the arrays that are outgrown."""
         end = self.count + len(vectors)
         if end > len(self.vectors):
-            capacity = max(end, 2 * len(self.vectors))
+            capacity = max(end, 4 * len(self.vectors))  # what nothing was written to takes no memory, copying time
             grown = np.empty((capacity, self.vectors.shape[1]), np.float32)
             grown[: self.count] = self.vectors[: self.count]
             ended = np.full(capacity, _NEVER, np.int64)

@@ -40,3 +40,12 @@ def test_without_queries_vectors_stand_for_them():
     exact = vectors @ (vectors - vectors.mean(axis=0)).T
     lost = (vectors @ projection.queries.T) @ projection.project(vectors).T - exact
     assert np.mean(lost**2) < 0.01 * np.mean(exact**2)
+
+
+def test_second_moments_of_many_rows_are_those_of_float64():
+    vectors = sample(np.linspace(1, 0.01, 16), 10_001, 6) + np.float32(3)
+    projection = BalancedProjection.fit(vectors)
+    np.testing.assert_allclose(projection.mean, vectors.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    exact = (vectors.astype(np.float64) - projection.mean) @ vectors[:50].T.astype(np.float64)
+    got = projection.project(vectors) @ projection.queries @ vectors[:50].T
+    np.testing.assert_allclose(got, exact, atol=2e-4 * np.abs(exact).max())

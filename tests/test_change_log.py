@@ -49,6 +49,14 @@ def test_gives_back_what_was_appended_also_to_another_process(tmp_path, log):
     assert log.check() == 6
 
 
+@pytest.mark.parametrize("count", [31, 32, 33, 100])
+def test_commits_of_any_size_keep_every_change_once_and_in_order(log, count):
+    stored = changes(2, count)
+    log.append(stored)
+    assert list(log.after(1)) == stored
+    assert log.check() == count
+
+
 def test_keys_are_kept_until_they_are_too_old_or_too_many(log, monkeypatch):
     monkeypatch.setattr(change_log, "_FORGET_EVERY", 1)
     monkeypatch.setattr(change_log, "KEPT_KEYS", 3)

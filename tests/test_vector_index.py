@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from data.errors import QueryError, SnapshotError
 from serving.exact_index import BLOCK_ROWS, ExactIndex
-from serving.faiss_build import FLAT_ROWS, default_kind
+from serving.faiss_build import FLAT_ROWS, default_kind, find_centroids
 from serving.faiss_index import EXACT_SUBSET, FaissIndex, SearchSettings
 from serving.row_subset import RowSubset
 
@@ -302,6 +303,32 @@ def test_searches_of_other_widths_and_depths_do_not_share_parameters(monkeypatch
     for k in (1, 5, 20, 10):
         assert index.search(queries, k)[1].shape == (20, k)
     assert found(index.search(queries, 10)[1]) == narrow
+
+
+def test_centroids_found_in_groups_are_as_near_as_those_of_plain_k_means():
+    random = np.random.default_rng(16)
+    centres = random.normal(size=(100, 16)) * random.exponential(size=(100, 1))
+    rows = centres[random.zipf(1.3, 6_000) % 100] + 0.3 * random.normal(size=(6_000, 16))
+    rows = rows.astype(np.float32)
+    plain = faiss.Kmeans(16, 128, niter=6, max_points_per_centroid=6_000, min_points_per_centroid=1)
+    plain.train(rows)
+
+    def distance(centroids):
+        assert (centroids.shape, np.isfinite(centroids).all()) == ((128, 16), True)
+        return ((rows[:, np.newaxis] - centroids) ** 2).sum(axis=2).min(axis=1).mean()
+
+    found = find_centroids(rows, 128)
+    assert distance(found) < 1.02 * distance(plain.centroids)
+    np.testing.assert_array_equal(found, find_centroids(rows, 128))
+
+
+@pytest.mark.parametrize(
+    "rows", [np.arange(24).reshape(12, 2), np.zeros((12, 2)), np.eye(12)], ids=["line", "one", "eye"]
+)
+@pytest.mark.parametrize("nlist", [1, 7, 12])
+def test_there_are_as_many_centroids_as_asked_for_however_few_and_alike_rows_are(rows, nlist):
+    found = find_centroids(rows.astype(np.float32), nlist)
+    assert (found.shape, np.isfinite(found).all()) == ((nlist, rows.shape[1]), True)
 
 
 def test_small_indexes_are_exact_and_large_ones_compressed():
