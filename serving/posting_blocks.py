@@ -207,7 +207,7 @@ class _Evaluation:
         if len(starts) > FEW_RUNS:
             rows = postings.rows_of(starts, ends)
             self._spend(len(rows))
-            mask[rows] = True
+            mask[rows.astype(np.intp)] = True  # NumPy's own conversion takes longer
             return
         for low, high in zip(starts.tolist(), ends.tolist(), strict=True):
             self._spend(high - low)
