@@ -98,7 +98,7 @@ def find_centroids(sample: np.ndarray, nlist: int) -> np.ndarray:
         parts = [_k_means(sample[m], share, GROUP_ROUNDS) for m, share in zip(members, shares, strict=True) if share]
     missing = nlist - sum(shares)
     centroids = np.concatenate([*(part.centroids for part in parts), sample[:missing]])
-    return _k_means(sample, nlist, ROUNDS, centroids).centroids
+    return np.asarray(_k_means(sample, nlist, ROUNDS, centroids).centroids)
 
 
 def _k_means(rows: np.ndarray, k: int, rounds: int, start: np.ndarray | None = None) -> faiss.Kmeans:
