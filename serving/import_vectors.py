@@ -9,6 +9,7 @@ import argparse
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_ve
     from data.errors import SourceError
     from serving.builder_lock import only_builder
     from serving.carry_over import newest_readable, open_log, stage
-    from serving.index_job import BuildReport, BuildSettings, publish_staged
+    from serving.index_job import BuildReport, BuildSettings, IndexBuild, publish_staged
     from serving.publish import WORK, staging
     from serving.reembedding import Reembedding, kept_width
     from serving.staged_snapshot import StagedSnapshot
@@ -41,6 +42,7 @@ def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_ve
     out.mkdir(parents=True, exist_ok=True)
     report = BuildReport(given.name, runtime.name)
     embed = Reembedding(out, lambda: runtime, discard_vectors)
+    build = IndexBuild(runtime, out, BuildSettings(), report, embed, datetime.now(UTC))
     with only_builder(out), staging(out) as directory:
         with ExitStack() as stack:
             staged = stack.enter_context(closing(StagedSnapshot(directory, kept_width(runtime))))
@@ -54,7 +56,7 @@ def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_ve
             )
             staged.add(rows, below=True)
             report.indexed = staged.finish()
-        publish_staged(runtime, out, report, BuildSettings(), embed, sequence, former.name if former else None)
+        publish_staged(build, sequence, former.name if former else None)
         report.write(out)
         shutil.rmtree(out / WORK)
     return report

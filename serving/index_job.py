@@ -100,10 +100,12 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
 
         check_reachable(settings.store)
     out.mkdir(parents=True, exist_ok=True)
-    report, began = BuildReport(source.name, runtime.name), datetime.now(UTC)
+    began = datetime.now(UTC)
     with only_builder(out), staging(out), closing(SkippedImages(out / WORK)) as skipped:
+        report = BuildReport(source.name, runtime.name)
         embed = Reembedding(out, lambda: runtime, settings.discard_vectors)
-        sequence, former = _embed(runtime, source, out, settings, report, embed, skipped)
+        build = IndexBuild(runtime, out, settings, report, embed, began)
+        sequence, former = _embed(build, source, skipped)
         report.skipped = dict(skipped.counts)
         if not report.readable:
             skipped.finish(out)
@@ -114,9 +116,9 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
                 f"see {out / SKIPPED}" if report.skipped else "check the source",
             )
         if settings.store:
-            _publish_elsewhere(runtime, source, out, settings, report, embed, began)
+            _publish_elsewhere(build)
         else:
-            publish_staged(runtime, out, report, settings, embed, sequence, former)
+            publish_staged(build, sequence, former)
         skipped.finish(out)
         report.write(out)
         if not settings.store:  # what the next job needs not embed again is in the snapshot then
@@ -124,15 +126,22 @@ def build_index(runtime: Runtime, source: PairSource, out: Path, settings: Build
     return report
 
 
-def _embed(
-    runtime: Runtime,
-    source: PairSource,
-    out: Path,
-    settings: BuildSettings,
-    report: BuildReport,
-    embed: Reembedding,
-    skipped: SkippedImages,
-) -> tuple[int, str | None]:
+@dataclass(frozen=True)
+class IndexBuild:
+    """A build under way: its model, its place and settings, when it began, and the report it fills in.
+
+    `embed` gives vectors of this model to what was changed online under another one.
+    """
+
+    runtime: Runtime
+    out: Path
+    settings: BuildSettings
+    report: BuildReport
+    embed: Reembedding
+    began: datetime
+
+
+def _embed(build: IndexBuild, source: PairSource, skipped: SkippedImages) -> tuple[int, str | None]:
     """Stage what was changed online and the images of the source; return the number of the last change, and the name
     of the snapshot that was live."""
     from serving.carry_over import newest_readable, open_log, stage
@@ -142,6 +151,7 @@ def _embed(
     from serving.source_entries import checked_pairs, pairs_of_splits
     from serving.staged_snapshot import StagedSnapshot
 
+    runtime, out, settings, report = build.runtime, build.out, build.settings, build.report
     pairs = pairs_of_splits(source, settings.splits)
     with ExitStack() as stack:
         staged = stack.enter_context(closing(StagedSnapshot(out / WORK / "staged", kept_width(runtime))))
@@ -151,10 +161,10 @@ def _embed(
             stack.enter_context(closing(former))
         known = KnownVectors(former, log, runtime.fingerprint, runtime.embedding_dim)
         job = _job(runtime, out / WORK / "shards", settings, known)
-        sequence = stage(staged, former, log, runtime.fingerprint, only_online=True, embed=embed)
+        sequence = stage(staged, former, log, runtime.fingerprint, only_online=True, embed=build.embed)
         outcomes = job.run(checked_pairs(pairs, source.name, skipped.add))
         outcomes = console.progress(outcomes, "embedding images", total=len(pairs), unit="images")
-        staged.add(_entries(outcomes, source.name, report, skipped), below=not settings.replace_online)
+        staged.add(_entries(outcomes, report, skipped), below=not settings.replace_online)
         for vectors in job.vectors():
             staged.add_vectors(kept_vectors(runtime, vectors))
         report.reused_shards, report.embedded_shards = job.reused_shards, job.embedded_shards
@@ -177,15 +187,7 @@ def _job(runtime: Runtime, directory: Path, settings: BuildSettings, known: Know
     return RayEmbeddingJob(runtime, directory, *sizes, bundle=bundle, ray=settings.ray)
 
 
-def publish_staged(
-    runtime: Runtime,
-    out: Path,
-    report: BuildReport,
-    settings: BuildSettings,
-    embed: Reembedding,
-    sequence: int,
-    former: str | None,
-) -> None:
+def publish_staged(build: IndexBuild, sequence: int, former: str | None) -> None:
     """Build and verify the search index over the staged vectors, and publish all of it.
 
     `sequence` is the number of the last online change that was staged, `former` the name of the live snapshot.
@@ -196,6 +198,7 @@ def publish_staged(
     from serving.snapshot import Manifest
     from serving.staged_snapshot import CATALOG
 
+    runtime, out, settings, report = build.runtime, build.out, build.settings, build.report
     console.say(f"indexing {report.indexed:,} embeddings")
     staged = out / WORK / "staged"
     with closing(Catalog(staged / CATALOG)) as catalog:
@@ -217,50 +220,42 @@ def publish_staged(
     )
     if runtime.bundle is not None:
         keep_bundle(out, runtime.bundle)
-    report.snapshot = publish(out, staged, manifest, embed)
-    report.discarded = embed.discarded
+    report.snapshot = publish(out, staged, manifest, build.embed)
+    report.discarded = build.embed.discarded
 
 
-def _publish_elsewhere(
-    runtime: Runtime,
-    source: PairSource,
-    out: Path,
-    settings: BuildSettings,
-    report: BuildReport,
-    embed: Reembedding,
-    began: datetime,
-) -> None:
+def _publish_elsewhere(build: IndexBuild) -> None:
     """Fill a collection of the store with what was staged and changed online, and let its name stand for it."""
     from serving.milvus_connection import MilvusAddress
     from serving.milvus_publication import OnlineChanges, publish
     from serving.publish import WORK
     from serving.staged_snapshot import staged_upserts
 
-    images = staged_upserts(out / WORK / "staged", runtime.embedding_dim)
+    runtime, settings, report = build.runtime, build.settings, build.report
+    images = staged_upserts(build.out / WORK / "staged", runtime.embedding_dim)
     described = {
         "model_fingerprint": runtime.fingerprint,
         "model_name": runtime.name,
         "dimension": runtime.embedding_dim,
         "corrected": runtime.hubness is not None,
-        "source": source.name,
+        "source": report.source,
     }
     images = console.progress(images, "filling the collection", total=report.indexed, unit="images")
-    online = OnlineChanges(embed, began if settings.replace_online else None)
+    online = OnlineChanges(build.embed, build.began if settings.replace_online else None)
     published = publish(settings.store, images, described, online)
-    report.snapshot, report.indexed, report.discarded = published.collection, published.image_count, embed.discarded
+    report.snapshot, report.indexed = published.collection, published.image_count
+    report.discarded = build.embed.discarded
     report.index = {"kind": f"Milvus {MilvusAddress.parse(settings.store).kind}"}
 
 
-def _entries(
-    outcomes: Iterable[Outcome], origin: str, report: BuildReport, skipped: SkippedImages
-) -> Iterator[CatalogEntry]:
+def _entries(outcomes: Iterable[Outcome], report: BuildReport, skipped: SkippedImages) -> Iterator[CatalogEntry]:
     """An entry for each image that has a vector; the others are put on the list."""
     from serving.source_entries import as_unicode, entry_of_pair
 
     for outcome in outcomes:
         if outcome.embedded:
             report.readable += 1
-            yield entry_of_pair(outcome.pair, outcome.digest, origin)
+            yield entry_of_pair(outcome.pair, outcome.digest, report.source)
         else:
             skipped.add(outcome.pair.image_id, outcome.digest, outcome.reason, as_unicode(outcome.message))
 
