@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,7 +62,30 @@ def batches(
     varied = augmentation if shuffle else NO_AUGMENTATION
     # The first of a row's generators draws for its image, the second for its caption.
     generator = functools.partial(row_generator, seed, epoch)
-    weights = _weights(pairs, choice)
+
+    def caption(row: int) -> str:
+        text = captions[row][choice[row]]
+        return drop_words(text, varied.word_dropout, generator(row, 1)) if varied.of_captions else text
+
+    def described(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        group = [groups[captions[row][choice[row]]] for row in batch]
+        return choice[batch].astype(np.int32), np.array(group, np.int32)
+
+    with_image = _loading_images(pairs, preprocessing, varied, generator)
+    with_text = _adding_texts(tokenizer, caption, described, _weights(pairs, choice))
+    dataset = tf.data.Dataset.from_tensor_slices(rows)
+    dataset = dataset.map(with_image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.batch(batch_size).map(with_text).prefetch(tf.data.AUTOTUNE)
+
+
+def _loading_images(
+    pairs: Sequence[ImageTextPair],
+    preprocessing: ImagePreprocessing,
+    varied: Augmentation,
+    generator: Callable[[int, int], np.random.Generator],
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Maps a row to its pixels (S, S, 3) float32, varied, and the row."""
+    import tensorflow as tf
 
     def load(row: np.ndarray) -> np.ndarray:
         pair = pairs[int(row)]
@@ -75,13 +98,22 @@ def batches(
         except ImageError as error:
             raise ValueError(f"image {pair.image_id}: {error}") from error
 
-    def caption(row: int) -> str:
-        text = captions[row][choice[row]]
-        return drop_words(text, varied.word_dropout, generator(row, 1)) if varied.of_captions else text
+    def with_image(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = tf.numpy_function(load, [row], tf.float32, stateful=False)
+        size = preprocessing.size
+        return tf.ensure_shape(pixels, (size, size, 3)), row
 
-    def describe(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        group = [groups[captions[row][choice[row]]] for row in batch]
-        return choice[batch].astype(np.int32), np.array(group, np.int32)
+    return with_image
+
+
+def _adding_texts(
+    tokenizer: CaptionTokenizer | None,
+    caption: Callable[[int], str],
+    described: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    weights: np.ndarray | None,
+) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
+    """Maps images and rows (B,) to a batch: `caption` gives a row's text, `described` which it is and its group."""
+    import tensorflow as tf
 
     def texts(batch: np.ndarray) -> np.ndarray:
         return np.array([caption(row).encode() for row in batch], object)
@@ -91,13 +123,8 @@ def batches(
         tokens = tokenizer.encode([caption(row) for row in batch])
         return tokens.ids, tokens.mask
 
-    def with_image(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels = tf.numpy_function(load, [row], tf.float32, stateful=False)
-        size = preprocessing.size
-        return tf.ensure_shape(pixels, (size, size, 3)), row
-
     def with_text(image: tf.Tensor, row: tf.Tensor) -> dict[str, tf.Tensor]:
-        chosen, group = tf.numpy_function(describe, [row], (tf.int32, tf.int32), stateful=False)
+        chosen, group = tf.numpy_function(described, [row], (tf.int32, tf.int32), stateful=False)
         batch = {"image": image, "image_row": row, "caption": chosen, "caption_group": group}
         batch |= {name: tf.ensure_shape(batch[name], (None,)) for name in ("caption", "caption_group")}
         if weights is not None:
@@ -108,9 +135,7 @@ def batches(
         ids, mask = tf.numpy_function(tokenise, [row], (tf.int32, tf.int32), stateful=False)
         return {**batch, "ids": tf.ensure_shape(ids, (None, None)), "mask": tf.ensure_shape(mask, (None, None))}
 
-    dataset = tf.data.Dataset.from_tensor_slices(rows)
-    dataset = dataset.map(with_image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.batch(batch_size).map(with_text).prefetch(tf.data.AUTOTUNE)
+    return with_text
 
 
 def _weights(pairs: Sequence[ImageTextPair], choice: np.ndarray) -> np.ndarray | None:
