@@ -7,6 +7,7 @@ same when only figures or a calibration are added.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import io
 import json
@@ -95,6 +96,22 @@ class Bundle:
         """The ONNX graph of "image_tower" or "text_tower", if it was published; `quantised` prefers the one in int8."""
         names = ([f"{tower}{QUANTISED}"] if quantised else []) + [f"{tower}.onnx"]
         return next((self.path / name for name in names if name in self.manifest["files"]), None)
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuse, before any work, to replace what is no bundle or to write where that is not permitted.
+
+    `BundleError`, or an `OSError` with the path at fault.
+    """
+    nearest = next(parent for parent in out.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(
+            "a new directory, or a bundle to replace", f"{out}, which holds something else", "choose another --out"
+        )
 
 
 def open_bundle(path: str | Path, verify: bool = True) -> Bundle:

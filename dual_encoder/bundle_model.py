@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,16 @@ from data.console import say
 from data.durable import publish_directory, write_json
 from data.errors import BundleError
 from data.text import CaptionTokenizer
-from dual_encoder.bundle import ASSETS, CARD, MANIFEST, METRICS, TOKENIZER, WEIGHTS, Bundle, write_manifest
+from dual_encoder.bundle import (
+    ASSETS,
+    CARD,
+    METRICS,
+    TOKENIZER,
+    WEIGHTS,
+    Bundle,
+    check_replaceable,
+    write_manifest,
+)
 from dual_encoder.calibration import Calibration
 from dual_encoder.engines import Engine, KerasEngine, OnnxEngine
 from dual_encoder.frozen_features import FrozenBackbone
@@ -69,22 +76,6 @@ def save_bundle(
             hubness=hubness,
         )
     return Bundle(out, bundle.manifest)
-
-
-def check_replaceable(out: Path) -> None:
-    """Refuse, before any work, to replace what is no bundle or to write where that is not permitted.
-
-    `BundleError`, or an `OSError` with the path at fault.
-    """
-    nearest = next(parent for parent in out.absolute().parents if parent.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(
-            "a new directory, or a bundle to replace", f"{out}, which holds something else", "choose another --out"
-        )
 
 
 def load_model(bundle: Bundle, precision: str = "float32") -> DualEncoder:

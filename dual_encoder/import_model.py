@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def import_model(source: str, out: Path, name: str | None = None) -> Bundle:
     """Write the bundle `out`, whole or not at all; `PretrainedError` for a model that cannot be imported."""
     load_tensorflow()
-    from dual_encoder.bundle_model import check_replaceable, save_bundle
+    from dual_encoder.bundle import check_replaceable
+    from dual_encoder.bundle_model import save_bundle
     from dual_encoder.pretrained.card import import_card
 
     check_replaceable(out)

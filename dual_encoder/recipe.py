@@ -116,17 +116,22 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
 
 
-def load_recipe(name: str) -> Recipe:
-    """The recipe of a name, or of a path to a Python file of the user's own that defines `RECIPE`."""
-    if name in recipe_names():
-        load_tensorflow()
-        return importlib.import_module(f"dual_encoder.recipes.{name}").RECIPE
+def check_named(name: str) -> None:
+    """Refuse what is neither the name of a recipe nor a Python file; loads nothing."""
     path = Path(name)
-    if path.suffix != ".py" or not path.is_file():
+    if name not in recipe_names() and (path.suffix != ".py" or not path.is_file()):
         raise TrainingError(
             f"a recipe among {', '.join(recipe_names())}, or a Python file", repr(name), "see --help for the names"
         )
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of a name, or of a path to a Python file of the user's own that defines `RECIPE`."""
+    check_named(name)
     load_tensorflow()
+    if name in recipe_names():
+        return importlib.import_module(f"dual_encoder.recipes.{name}").RECIPE
+    path = Path(name)
     # Registered under a name that hides no other module: dataclasses look their module up.
     spec = importlib.util.spec_from_file_location(f"recipe_file_{path.stem}", path)
     assert spec is not None

@@ -22,11 +22,13 @@ from data.quarantine import Quarantine, add_quarantine_options, chosen_quarantin
 from data.quiet_tensorflow import load_tensorflow
 from data.sources import SOURCE_HELP, open_source
 from data.splits import split_pairs
-from dual_encoder.bundle import Bundle, open_bundle, package_versions
+from dual_encoder.bundle import Bundle, check_replaceable, open_bundle, package_versions
 from dual_encoder.model_card import data_licences, model_card
-from dual_encoder.recipe import Recipe, load_recipe, recipe_names
+from dual_encoder.recipe import Recipe, check_named, load_recipe, recipe_names
+from dual_encoder.training_data import captioned, data_digest
 
 if TYPE_CHECKING:
+    from data.pairs import ImageTextPair, PairSource
     from dual_encoder.calibration import Calibration
     from dual_encoder.trainer import Progress
     from dual_encoder.training_run import TrainingRun
@@ -76,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     options = parser().parse_args(argv)
-    recipe = None if options.recipe == AUTO else load_recipe(options.recipe)
+    recipe = None if options.recipe == AUTO else options.recipe
     settings = {name: getattr(options, name) for name in ("epochs", "batch_size", "seed", "precision")}
     run = {
         "start": options.start,
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(
-    recipe: Recipe | None,
+    recipe: Recipe | str | None,
     data: str,
     out: Path,
     fresh: bool = False,
@@ -104,29 +106,26 @@ def train(
 ) -> Bundle:
     """Train on the source named `data` and write the bundle `out`; the run's files are in `out`.run.
 
-    Without a recipe, one is chosen for the data and the machine. `settings` of the trainer, where they are not None,
-    take the place of the recipe's. All visible GPUs take part, or the first `devices`, with the loss and gradients of
-    one. `groups` (image id → group) replace those of the source; `quarantine` changes the train and validation splits.
-    `start` names a bundle to train from, `teacher` one to learn from.
+    The recipe may be named as on the command line; without one, it is chosen for the data and the machine. `settings`
+    of the trainer, where they are not None, take the place of the recipe's. All visible GPUs take part, or the first
+    `devices`, with the loss and gradients of one. `groups` (image id → group) replace those of the source; `quarantine`
+    changes the train and validation splits. `start` names a bundle to train from, `teacher` one to learn from.
     """
-    load_tensorflow()
-    from dual_encoder.bundle_model import check_replaceable, save_bundle
+    if isinstance(recipe, str):
+        check_named(recipe)
+    check_replaceable(out)
+    _check_apart(out, {"--start": start, "--teacher": teacher})
+    source = open_source(data)
+    splits, cleaning = _curated(source, groups, quarantine)
+
+    load_tensorflow()  # takes seconds: whatever can be refused without it has been
     from dual_encoder.replicas import Replicas
-    from dual_encoder.training_data import data_digest
     from dual_encoder.training_facts import recipe_for, this_machine
     from dual_encoder.training_run import TrainingRun
 
-    check_replaceable(out)
-    for option, given in (("--start", start), ("--teacher", teacher)):
-        if given is not None and Path(given).resolve() == out.resolve():
-            raise TrainingError(f"another directory for --out than for {option}", str(out), "choose another --out")
+    if isinstance(recipe, str):
+        recipe = load_recipe(recipe)
     replicas = Replicas.on_gpus(devices)
-    source = open_source(data)
-    splits = split_pairs(Curated(source, groups, quarantine))
-    cleaning: dict[str, Any] = {} if groups is None else {"groups": digest_json(dict(groups))}
-    if quarantine is not None:
-        splits = quarantine.of_splits(splits)
-        cleaning["quarantine"] = quarantine.to_config()
     directory = out.resolve().with_name(out.resolve().name + ".run")
     if fresh:
         shutil.rmtree(directory, ignore_errors=True)
@@ -148,26 +147,51 @@ def train(
     metrics, calibration = {"validation": run.metrics()}, _calibration(run)
     trained = {
         "run": run_key,
-        "recipe": describe(run.recipe),
         "data": source.name,
         "data_digest": digest,
         "pairs": {name: len(pairs) for name, pairs in splits.items()},
-        "best_epoch": progress.best_epoch + 1,
-        "epochs": len(progress.history),
         "data_licences": data_licences(splits["train"]),
-        "backbones": _backbones(recipe),
+        **_of_run(run, recipe, progress),
         "machine": dataclasses.asdict(machine),
         "seconds": round(time.monotonic() - began, 1),
         **({"choices": choices} if choices else {}),
         **cleaning,
-        **(
-            {"interpolation": {"alpha": progress.alpha, "validation": progress.alpha_scores}}
-            if recipe.trainer.interpolate
-            else {}
-        ),
     }
-    name = f"{recipe.name} {digest[:8]}"
-    bundle = save_bundle(
+    bundle = _save(out, run, f"{recipe.name} {digest[:8]}", trained, metrics, calibration)
+    console.say(f"bundle {out}: fingerprint {bundle.fingerprint[:12]}, best epoch {progress.best_epoch + 1}")
+    _write_history(directory, progress)
+    return bundle
+
+
+def _curated(
+    source: PairSource, groups: Mapping[str, str] | None, quarantine: Quarantine | None
+) -> tuple[dict[str, list[ImageTextPair]], dict[str, Any]]:
+    """The splits by other groups and without what is in quarantine, and what is recorded of both.
+
+    `SourceError` where nothing is left to train on or to validate with.
+    """
+    splits = split_pairs(Curated(source, groups, quarantine))
+    record: dict[str, Any] = {} if groups is None else {"groups": digest_json(dict(groups))}
+    if quarantine is not None:
+        splits = quarantine.of_splits(splits)
+        record["quarantine"] = quarantine.to_config()
+    for name in ("train", "validation"):
+        captioned(splits[name], name)
+    return splits, record
+
+
+def _save(
+    out: Path,
+    run: TrainingRun,
+    name: str,
+    trained: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    calibration: Calibration | None,
+) -> Bundle:
+    """Write the bundle of a run that is over."""
+    from dual_encoder.bundle_model import save_bundle
+
+    return save_bundle(
         out,
         run.model,
         run.tokenizer,
@@ -179,9 +203,13 @@ def train(
         calibration=calibration,
         hubness=run.hubness,
     )
-    console.say(f"bundle {out}: fingerprint {bundle.fingerprint[:12]}, best epoch {progress.best_epoch + 1}")
-    _write_history(directory, progress)
-    return bundle
+
+
+def _check_apart(out: Path, bundles: Mapping[str, str | Path | None]) -> None:
+    """Refuse to write over a bundle that the run reads, named by its option."""
+    for option, given in bundles.items():
+        if given is not None and Path(given).resolve() == out.resolve():
+            raise TrainingError(f"another directory for --out than for {option}", str(out), "choose another --out")
 
 
 def _started(recipe: Recipe | None, start: str | Path) -> Recipe:
@@ -205,6 +233,18 @@ def _taught(recipe: Recipe, teacher: str | Path | None) -> Recipe:
     if distillation is None:
         return recipe
     return dataclasses.replace(recipe, distillation=distillation.resolved(recipe.objective))
+
+
+def _of_run(run: TrainingRun, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    """What a bundle says of its training, data and machine apart."""
+    weights = {"alpha": progress.alpha, "validation": progress.alpha_scores}
+    return {
+        "recipe": describe(run.recipe),
+        "best_epoch": progress.best_epoch + 1,
+        "epochs": len(progress.history),
+        "backbones": _backbones(recipe),
+        **({"interpolation": weights} if recipe.trainer.interpolate else {}),
+    }
 
 
 def _backbones(recipe: Recipe) -> dict[str, Any]:
