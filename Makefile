@@ -13,6 +13,8 @@ export DATASETS_DIR
 
 # An exported PYTHONPATH would put other packages before those of the virtual environment.
 unexport PYTHONPATH
+# Without compiled modules, every process compiles them anew, and pytest rewrites every test of each run.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:  ## list the commands

@@ -6,6 +6,7 @@ whole suite and again only when that code has changed, so that no test passes on
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -53,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_soak.py")
 
 
+def pytest_collection_finish() -> None:
+    """Modules stay to the end: the collector need not walk through those of TensorFlow again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def no_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing that downloads published models reaches anybody, and nothing is kept on this machine."""
@@ -61,6 +68,18 @@ def no_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for cache in ("TFHUB_CACHE_DIR", "KAGGLEHUB_CACHE"):
         monkeypatch.setenv(cache, str(tmp_path / "kept"))
     monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path / "kept"))
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small index of drawings by the model of colours; each test module has one of its own."""
+    from fakes import ColourRuntime, ListSource
+
+    from serving.index_job import build_index
+
+    out = tmp_path_factory.mktemp("index")
+    build_index(ColourRuntime(), ListSource(), out)
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +104,12 @@ def served(chain: Chain) -> Iterator[Served]:
     """The real server on that model and index."""
     with chain.machine.server(chain.bundle, chain.index) as running:
         yield running
+
+
+@pytest.fixture
+def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles without ONNX graphs, whose conversion is most of the time of writing one: for tests of anything else."""
+    monkeypatch.setattr("dual_encoder.bundle_model._publish_engines", lambda *_: None)
 
 
 @pytest.fixture

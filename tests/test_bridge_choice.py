@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 from chain import drawings
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_projection_head import C, D, classifier, conse, features
 
@@ -39,6 +39,7 @@ def test_many_settings_at_once_are_the_head_s_own_arithmetic(temperature: float,
     )
 
 
+@settings(max_examples=25)  # each ranks by every setting
 @given(st.sampled_from(TEMPERATURES), st.sampled_from(TOPS), st.floats(0, 0.5), st.integers(0, 100))
 def test_what_is_chosen_ranks_no_worse_than_any_other_setting(
     temperature: float, top: int, noise: float, seed: int

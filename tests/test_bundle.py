@@ -85,6 +85,7 @@ def test_a_model_comes_back_with_every_weight(original: Bundle) -> None:
         np.testing.assert_array_equal(np.asarray(weight), np.asarray(expected[name]), err_msg=name)
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_the_fingerprint_changes_with_whatever_decides_an_embedding(original: Bundle, tmp_path: Path) -> None:
     def fingerprint(number: int, **changes: Any) -> str:
         settings = {"model": model(), "tokenizer": tokenizer(), "name": "tiny", "card": "", "trained": {}, **changes}
@@ -226,6 +227,7 @@ def test_nothing_and_other_directories_are_no_bundles(tmp_path: Path) -> None:
         open_bundle(tmp_path)
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_a_bundle_replaces_a_bundle_and_nothing_else(copy: Path, tmp_path: Path) -> None:
     def save(out: Path) -> Bundle:
         return save_bundle(out, model(seed=3), tokenizer(), name="new", card="", trained={})
@@ -247,6 +249,7 @@ def test_a_bundle_replaces_a_bundle_and_nothing_else(copy: Path, tmp_path: Path)
     assert (tmp_path / "file").read_text() == "text"
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_a_save_that_fails_leaves_the_old_bundle_and_no_rest(copy: Path, original: Bundle, tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save_bundle(copy, model(seed=3), tokenizer(), name="new", card="", trained={"recipe": object()})

@@ -13,12 +13,11 @@ import javascript_packages
 import pytest
 from certificates import Authority
 from either_client import BlockingClient
-from fakes import ColourRuntime, ListSource, picture
+from fakes import picture
 from server_process import ROOT, running
 
 from serving import client as client_module
 from serving.client import SearchClient, ServiceError, Upload
-from serving.index_job import build_index
 from serving.method_policies import Scope
 from serving.token_file import create
 
@@ -37,12 +36,10 @@ def tokens(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory, authority, tokens):
-    out = tmp_path_factory.mktemp("served")
-    build_index(ColourRuntime(), ListSource(), out)
+def address(index, authority, tokens):
     certificate, key = authority.issue("server")
     flags = ("--tls-certificate", str(certificate), "--tls-key", str(key), "--access-tokens", str(tokens[0]))
-    with running(out, "writable", *flags) as (_, address):
+    with running(index, "writable", *flags) as (_, address):
         with SearchClient(address, roots=authority.certificate) as client:
             client.wait_until_ready(30)
         yield address

@@ -8,22 +8,19 @@ from datetime import UTC, datetime
 
 import pytest
 from either_client import BlockingClient
-from fakes import ColourRuntime, ListSource, picture
+from fakes import ColourRuntime, picture
 from server_process import running
 
 from serving import client as client_module
 from serving import client_calls as calls
 from serving.client import SearchClient, ServiceError, Upload
-from serving.index_job import build_index
 
 RUNTIME = ColourRuntime()
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    out = tmp_path_factory.mktemp("served")
-    build_index(RUNTIME, ListSource(), out)
-    with running(out, "writable") as (_, address):
+def address(index):
+    with running(index, "writable") as (_, address):
         with SearchClient(address) as client:
             client.wait_until_ready(30)
         yield address

@@ -7,7 +7,7 @@ import inspect
 import numpy as np
 import pytest
 from either_client import BlockingClient
-from fakes import ColourRuntime, ListSource, picture
+from fakes import ColourRuntime, picture
 from server_process import running
 
 from protos.imageretrieval.v1 import image_service_pb2, index_service_pb2, operation_service_pb2, search_service_pb2
@@ -18,17 +18,14 @@ from serving.client import Composition, ImageId, Search, SearchClient, ServiceEr
 from serving.client_connection import _REPEATABLE, Connection, ConnectionKeywords
 from serving.client_values import SearchKeywords
 from serving.filters import Compare
-from serving.index_job import build_index
 from serving.page_tokens import PageToken
 
 RUNTIME = ColourRuntime()
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    out = tmp_path_factory.mktemp("served")
-    build_index(RUNTIME, ListSource(), out)
-    with running(out) as (_, address):
+def address(index):
+    with running(index) as (_, address):
         with SearchClient(address) as client:
             client.wait_until_ready(30)
         yield address

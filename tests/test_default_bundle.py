@@ -105,6 +105,7 @@ def test_a_damaged_copy_is_built_again_with_the_same_fingerprint(
     assert (rebuilt.path, rebuilt.fingerprint) == (path, default_runtime.fingerprint)
 
 
+@pytest.mark.slow
 def test_textbook_pictures_are_found_nine_times_better_than_by_chance(default_runtime: Runtime) -> None:
     directory = Path(os.environ.get("DATASETS_DIR", "datasets")) / "openstax"
     if not (directory / "captions.jsonl").is_file():

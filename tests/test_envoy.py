@@ -11,23 +11,13 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import pytest
 from chain import ROOT
-from fakes import ColourRuntime, ListSource
 from server_process import running
 
 from serving.client import SearchClient
-from serving.index_job import build_index
 
 ENVOY = Path(sys.executable).parent / "envoy"
 CLIENTS = 6
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    out = tmp_path_factory.mktemp("behind")
-    build_index(ColourRuntime(), ListSource(), out)
-    return out
 
 
 def free_ports(count: int) -> list[int]:

@@ -9,18 +9,15 @@ import sys
 
 import javascript_packages
 import pytest
-from fakes import ColourRuntime, ListSource, picture
+from fakes import picture
 from server_process import ROOT, running
 
 from serving.client import SearchClient
-from serving.index_job import build_index
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    out = tmp_path_factory.mktemp("served")
-    build_index(ColourRuntime(), ListSource(), out)
-    with running(out, "writable") as (_, address):
+def address(index):
+    with running(index, "writable") as (_, address):
         with SearchClient(address) as client:
             client.wait_until_ready(30)
         yield address

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -103,8 +104,15 @@ def assert_same(found, expected) -> None:
     assert moved.count(False) <= 1
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 100])
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def sizes_of_chunks() -> Iterator[Any]:
+    """Each objective in chunks of which the last is smaller; one of them in the smallest and in a single one too."""
+    for objective in OBJECTIVES:
+        for size in (4, 1, 100):
+            slow = () if size == 4 or objective is OBJECTIVES[1] else (pytest.mark.slow,)
+            yield pytest.param(objective, size, id=f"{objective}-{size}", marks=slow)
+
+
+@pytest.mark.parametrize(("objective", "chunk_size"), sizes_of_chunks())
 def test_without_dropout_chunks_give_the_gradient_of_the_batch(objective, chunk_size: int) -> None:
     model, batch = small_model(objective, 0.0, trainable=False), rows_of(False)
     assert_same(cached(model, objective, batch, chunk_size), one_pass(model, objective, batch, ROWS))
@@ -157,7 +165,10 @@ def test_one_chunk_trains_as_one_pass_does(tmp_path: Path) -> None:
         assert one == pytest.approx(other, rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "mixed_bfloat16")), "mixed_float16"],
+)
 def test_training_in_chunks_learns_in_every_precision(tmp_path: Path, precision: str) -> None:
     run = trainer(tmp_path, chunk_size=4, precision=precision, epochs=15, monitor="loss")
     history = run.fit().history

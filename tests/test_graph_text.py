@@ -39,6 +39,7 @@ def test_ids_are_equal_on_every_golden_caption(minilm: CaptionTokenizer) -> None
     assert_same(minilm, CAPTIONS)
 
 
+@pytest.mark.slow
 def test_ids_are_equal_on_every_character_of_the_first_two_planes(minilm: CaptionTokenizer) -> None:
     assert_same(minilm, [f"a{c}b {c}" for c in BMP_AND_EMOJI])
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import numpy as np
 import pytest
-from fakes import ColourRuntime, ListSource, picture
+from fakes import ColourRuntime, picture
 from google.protobuf.json_format import MessageToDict
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -30,17 +30,9 @@ from protos.imageretrieval.v1 import (
 from serving.client import SearchClient, ServiceError
 from serving.filters import Compare
 from serving.grpc_service import SERVICES
-from serving.index_job import build_index
 from serving.snapshot import current_name
 
 RUNTIME = ColourRuntime()
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    out = tmp_path_factory.mktemp("served")
-    build_index(RUNTIME, ListSource(), out)
-    return out
 
 
 @pytest.fixture(scope="module")

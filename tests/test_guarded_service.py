@@ -9,7 +9,6 @@ import threading
 
 import grpc
 import pytest
-from fakes import ColourRuntime, ListSource
 from google.protobuf.json_format import MessageToDict
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,19 +18,11 @@ from server_process import COMMAND, ENVIRONMENT, running
 
 from protos.imageretrieval.v1 import query_pb2, search_service_pb2, search_service_pb2_grpc
 from serving.grpc_methods import peer_address
-from serving.index_job import build_index
 from serving.method_policies import POLICIES, Scope
 from serving.token_file import create, revoke
 
 SEARCH = search_service_pb2.SearchRequest(query=query_pb2.Query(text="red"), page_size=1)
 CODE = grpc.StatusCode
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    out = tmp_path_factory.mktemp("served")
-    build_index(ColourRuntime(), ListSource(), out)
-    return out
 
 
 @pytest.fixture(scope="module")

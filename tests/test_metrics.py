@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dual_encoder.metrics import _BLOCK, ranks, retrieval_metrics, summarise
@@ -47,6 +47,7 @@ def collections(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return quarters[:images].astype(np.float32), quarters[images:].astype(np.float32), np.array(owners)
 
 
+@settings(max_examples=40)  # each resamples for its intervals
 @given(collections())
 def test_both_directions_equal_the_reference(collection: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     images, captions, owners = collection

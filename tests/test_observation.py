@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 import pytest
 from chain import ROOT
-from fakes import ColourRuntime, ListSource
+from fakes import ColourRuntime
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,7 +31,6 @@ from serving.callers import Origin
 from serving.client import SearchClient
 from serving.embedded_store import EmbeddedStore
 from serving.grpc_service import SearchService
-from serving.index_job import build_index
 from serving.search_engine import SearchEngine
 from serving.server_log import CallLog, JsonFormatter
 from serving.server_metrics import ServerMetrics
@@ -39,13 +38,6 @@ from serving.stack_sampler import start_profile
 from serving.tracing import CallTracer
 
 DEPLOY = ROOT / "deploy"
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    out = tmp_path_factory.mktemp("observed")
-    build_index(ColourRuntime(), ListSource(), out)
-    return out
 
 
 def asked(guard: CallGuard, index: Path, *texts: str, metadata=None) -> None:

@@ -134,15 +134,17 @@ def test_a_model_of_strings_is_refused(tmp_path):
     assert not (tmp_path / "text.onnx").exists()
 
 
-@pytest.mark.parametrize("trainable", [True, False])
-def test_small_towers_of_every_convertible_family_give_keras_s_features(tmp_path, trainable):
+@pytest.mark.parametrize(
+    "trained", [(True, False, True, False), pytest.param((False, True, False, True), marks=pytest.mark.slow)]
+)
+def test_small_towers_of_every_convertible_family_give_keras_s_features(tmp_path, trained):
     bert = {"vocabulary_size": 60, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
     keras.utils.set_random_seed(3)
     for backbone in (
-        ScratchImage(size=32, width=8, stages=2, depth=1, trainable=trainable),
-        ScratchText(vocabulary_size=60, width=16, layers=1, heads=2, trainable=trainable),
-        KerasHubText(class_name="BertBackbone", settings=bert, trainable=trainable),
-        KerasApplication("MobileNetV3Small", size=32, trainable=trainable),
+        ScratchImage(size=32, width=8, stages=2, depth=1, trainable=trained[0]),
+        ScratchText(vocabulary_size=60, width=16, layers=1, heads=2, trainable=trained[1]),
+        KerasHubText(class_name="BertBackbone", settings=bert, trainable=trained[2]),
+        KerasApplication("MobileNetV3Small", size=32, trainable=trained[3]),
     ):
         model = backbone.build()
         inputs = tokens(3, 9)

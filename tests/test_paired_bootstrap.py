@@ -40,7 +40,7 @@ def rank_lists(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
     return draw(ranks), draw(ranks), draw(st.lists(st.integers(0, 10), min_size=count, max_size=count))
 
 
-@settings(deadline=None)
+@settings(max_examples=40)
 @given(rank_lists())
 def test_a_model_against_itself_differs_by_exactly_nothing(lists: tuple[list[int], list[int], list[int]]) -> None:
     ranks, _, clusters = lists
@@ -54,7 +54,7 @@ def test_a_model_against_itself_differs_by_exactly_nothing(lists: tuple[list[int
             assert figures["bundle"] == figures["against"]
 
 
-@settings(deadline=None)
+@settings(max_examples=40)
 @given(rank_lists())
 def test_swapping_the_models_turns_the_sign_and_nothing_else(lists: tuple[list[int], list[int], list[int]]) -> None:
     one, other, clusters = lists
@@ -66,7 +66,7 @@ def test_swapping_the_models_turns_the_sign_and_nothing_else(lists: tuple[list[i
         assert [-x for x in reversed(back[name]["confidence_95"])] == pytest.approx(forward[name]["confidence_95"])
 
 
-@settings(deadline=None)
+@settings(max_examples=40)
 @given(rank_lists(), st.integers(2, 4))
 def test_repeating_every_caption_of_an_image_is_no_further_evidence(
     lists: tuple[list[int], list[int], list[int]], times: int
@@ -79,7 +79,7 @@ def test_repeating_every_caption_of_an_image_is_no_further_evidence(
         assert repeated["text_to_image"][name]["confidence_95"] == pytest.approx(once[name]["confidence_95"], abs=1e-12)
 
 
-@settings(deadline=None)
+@settings(max_examples=40)
 @given(rank_lists())
 def test_the_difference_is_that_of_the_two_means(lists: tuple[list[int], list[int], list[int]]) -> None:
     one, other, clusters = lists

@@ -179,6 +179,7 @@ def test_prepare_leaves_out_what_is_listed_keeps_groups_and_records_both(shapes,
         assert made_from["quarantine"] == read_quarantine(tmp_path / "quarantine.jsonl", mode).to_config()
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_training_keeps_groups_of_a_list_together(tmp_path: Path) -> None:
     source = write_shapes(tmp_path / "shapes", [""] * 9)
     pairs = list(open_source(source))
@@ -193,6 +194,7 @@ def test_training_keeps_groups_of_a_list_together(tmp_path: Path) -> None:
         train_main(["--data", source, "--out", str(tmp_path / "no"), "--groups", f"{tmp_path}/absent.jsonl"])
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_training_names_its_quarantine_and_another_list_is_another_run(shapes, tmp_path: Path) -> None:
     source, pairs = shapes
     doubted = [QuarantineEntry(p.image_id, p.captions[0], "mismatched", 0.2) for p in pairs if p.split == "train"]

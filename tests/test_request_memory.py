@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
-from fakes import ColourRuntime, ListSource
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2_grpc
 from grpc_status import rpc_status
@@ -22,7 +21,6 @@ from protos.imageretrieval.v1 import query_pb2, search_service_pb2, search_servi
 from serving import request_memory
 from serving.bounded_requests import BoundedHandler
 from serving.client import SearchClient
-from serving.index_job import build_index
 from serving.method_policies import POLICIES, Scope
 from serving.overload import Overloaded
 from serving.request_memory import MIB, MemorySettings, RequestMemory, memory_there, process_memory
@@ -117,13 +115,6 @@ def test_a_container_or_a_service_has_no_more_than_any_group_around_it(tmp_path)
     (service.parent / "memory.max").write_text("3000\n")
     (service / "memory.max").write_text("4000\n")
     assert memory_there(own, groups) == 3_000
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    out = tmp_path_factory.mktemp("served")
-    build_index(ColourRuntime(), ListSource(), out)
-    return out
 
 
 @pytest.fixture(scope="module")

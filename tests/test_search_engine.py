@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from fakes import ColourRuntime, ListSource, picture
+from fakes import ColourRuntime, picture
 
 from data.errors import QueryError
 from data.images import load_pixels
@@ -26,7 +26,6 @@ from serving.embedded_store import EmbeddedStore
 from serving.exact_index import ExactIndex
 from serving.grpc_service import SearchService
 from serving.held_views import HeldViews
-from serving.index_job import build_index
 from serving.kept_answers import KeptAnswers
 from serving.overload import Overloaded
 from serving.page_tokens import PageTokenExpired
@@ -46,13 +45,6 @@ from serving.snapshot import open_snapshot
 from serving.vector_store import Delete
 
 RUNTIME = ColourRuntime()
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    out = tmp_path_factory.mktemp("engine")
-    build_index(RUNTIME, ListSource(), out)
-    return out
 
 
 @asynccontextmanager

@@ -73,7 +73,7 @@ def test_images_without_the_attribute_and_with_several_values_are_counted_where_
     }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 3)), min_size=1, max_size=90), st.integers(0, 99))
 def test_no_query_is_lost_or_counted_twice(images: list[tuple[str, int]], seed: int) -> None:
     words = np.random.default_rng(seed).integers(1, 9, (len(images), 3))

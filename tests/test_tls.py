@@ -9,7 +9,6 @@ import ssl
 import grpc
 import pytest
 from certificates import Authority
-from fakes import ColourRuntime, ListSource
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server_process import running
 
@@ -20,18 +19,10 @@ from protos.imageretrieval.v1 import (
     search_service_pb2,
     search_service_pb2_grpc,
 )
-from serving.index_job import build_index
 from serving.settings_sources import SettingsError
 from serving.tls import CertificateFiles, TlsSettings
 
 SEARCH = search_service_pb2.SearchRequest(query=query_pb2.Query(text="red"), page_size=1)
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    out = tmp_path_factory.mktemp("served")
-    build_index(ColourRuntime(), ListSource(), out)
-    return out
 
 
 @pytest.fixture(scope="module")

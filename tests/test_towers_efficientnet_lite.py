@@ -40,7 +40,7 @@ def test_features_and_logits_equal_the_reference_implementation(variant):
     np.testing.assert_allclose(features @ kernel + bias, golden[f"{variant}_logits"], atol=1e-3)
 
 
-@pytest.mark.parametrize("variant", ["lite0", "lite2"])
+@pytest.mark.parametrize("variant", ["lite0", pytest.param("lite2", marks=pytest.mark.slow)])
 def test_logits_of_photographs_equal_the_reference_implementation(variant):
     directory = Path(os.environ.get("DATASETS_DIR", "datasets")) / "openstax"
     if not (directory / "captions.jsonl").is_file():

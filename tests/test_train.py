@@ -94,6 +94,7 @@ def test_the_same_call_again_leaves_the_bundle_as_it_is(
     assert "left as it is" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("no_engines")
 @pytest.mark.parametrize("keep_run", [True, False])
 def test_fresh_trains_again_whether_or_not_the_run_s_files_are_there(data: str, tmp_path: Path, keep_run: bool) -> None:
     recipe = FROZEN.with_settings(epochs=1)
@@ -107,6 +108,7 @@ def test_fresh_trains_again_whether_or_not_the_run_s_files_are_there(data: str, 
     assert again.fingerprint == first.fingerprint, "the same seed gives the same weights"
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_a_finished_run_writes_a_lost_bundle_again_without_training(data: str, tmp_path: Path) -> None:
     recipe = FROZEN.with_settings(epochs=1)
     first = train(recipe, data, tmp_path / "model")
@@ -136,6 +138,7 @@ SMALL = dataclasses.replace(
 )
 
 
+@pytest.mark.usefixtures("no_engines")
 @pytest.mark.parametrize("kind", [SMALL, FROZEN], ids=["pixels", "features"])
 def test_an_interrupted_call_goes_on_to_the_very_same_bundle(data: str, tmp_path: Path, kind) -> None:
     recipe = dataclasses.replace(kind, trainer=dataclasses.replace(kind.trainer, schedule=Interrupting(1e-2), epochs=2))
@@ -165,6 +168,7 @@ def test_a_bundle_trained_in_mixed_precision_runs_in_float32_like_any_other(
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_another_run_at_the_same_place_is_refused_until_fresh_is_asked_for(data: str, tmp_path: Path) -> None:
     recipe = FROZEN.with_settings(epochs=1)
     train(recipe, data, tmp_path / "model")
@@ -191,6 +195,7 @@ def test_a_recipe_that_asks_for_cached_features_needs_frozen_backbones(data: str
         train(dataclasses.replace(FROZEN, class_prototypes=True), data, tmp_path / "model")
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_an_image_that_does_not_decode_is_left_out_or_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = write_shapes(tmp_path / "shapes")
     for name in ("train-0-red-circle.png", "validation-2-red-circle.png"):
@@ -212,6 +217,7 @@ def test_a_source_without_captions_or_without_a_split_is_refused(tmp_path: Path)
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_a_recipe_file_and_settings_are_taken_from_the_command_line(data: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,21 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     run = trainer(tmp_path_factory.mktemp("straight"))
     run.fit()
     return run
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run was stopped in its third step."""
+    directory = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(KeyboardInterrupt):
+        trainer(directory, before=at(2)).fit()
+    return directory
+
+
+@pytest.fixture
+def stopped(stopped_run: Path, tmp_path: Path) -> Path:
+    """A copy of that run's directory, to spoil."""
+    return Path(shutil.copytree(stopped_run, tmp_path / "stopped"))
 
 
 def assert_same_run(resumed: Trainer, straight: Trainer) -> None:
@@ -146,37 +162,31 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, straight: Trainer) 
     assert_same_run(again, straight)
 
 
-def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path, before=at(2)).fit()
-    kept = (tmp_path / CHECKPOINT).read_bytes()
+def test_a_checkpoint_of_another_run_is_refused_and_kept(stopped: Path) -> None:
+    kept = (stopped / CHECKPOINT).read_bytes()
     with pytest.raises(TrainingError) as refused:
-        trainer(tmp_path, run_key="another").fit()
+        trainer(stopped, run_key="another").fit()
     assert "'tiny' instead of 'another'" in refused.value.received
     assert "--fresh" in refused.value.next_step
-    assert (tmp_path / CHECKPOINT).read_bytes() == kept
+    assert (stopped / CHECKPOINT).read_bytes() == kept
 
 
 @pytest.mark.parametrize("keep", [0, 7, 400, -1])
-def test_a_cut_checkpoint_is_refused_and_named(tmp_path: Path, keep: int) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path, before=at(2)).fit()
-    path = tmp_path / CHECKPOINT
+def test_a_cut_checkpoint_is_refused_and_named(stopped: Path, keep: int) -> None:
+    path = stopped / CHECKPOINT
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(TrainingError) as refused:
-        trainer(tmp_path).fit()
+        trainer(stopped).fit()
     assert str(path) in refused.value.next_step
 
 
-def test_a_checkpoint_with_a_changed_byte_is_refused_and_named(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path, before=at(2)).fit()
-    path = tmp_path / CHECKPOINT
+def test_a_checkpoint_with_a_changed_byte_is_refused_and_named(stopped: Path) -> None:
+    path = stopped / CHECKPOINT
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1  # the least bit of a weight
     path.write_bytes(content)
     with pytest.raises(TrainingError, match="changed bytes") as refused:
-        trainer(tmp_path).fit()
+        trainer(stopped).fit()
     assert str(path) in refused.value.next_step
 
 
