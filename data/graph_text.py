@@ -88,6 +88,18 @@ def graph_tokenizer(tokenizer_json: str, max_tokens: int) -> Callable[[tf.Tensor
     return tokenize
 
 
+def graph_clean(captions: tf.Tensor) -> tf.Tensor:
+    """`clean_caption` of captions `(B,)` string, as string ops; for graphs that tokenise by themselves."""
+    import tensorflow as tf
+    import tensorflow_text as tf_text
+
+    text = tf.strings.unicode_transcode(captions, "UTF-8", "UTF-8", errors="ignore")
+    text = tf.strings.substr(text, 0, MAX_CHARACTERS, unit="UTF8_CHAR")
+    text = tf.strings.regex_replace(text, f"{_spaces()}+", " ")
+    text = tf_text.normalize_utf8(tf.strings.regex_replace(text, r"\p{Cc}+", ""), "NFC")
+    return tf.strings.strip(tf.strings.regex_replace(text, " +", " "))
+
+
 def has_graph_form(tokenizer_json: str) -> bool:
     """Whether `graph_tokenizer` can make the tokeniser of a `CaptionTokenizer.to_json()`."""
     try:
@@ -152,6 +164,11 @@ def character_classes() -> CharacterClasses:
         accent=_class(c for c, after in zip(characters, stripped, strict=True) if after == ""),
         punctuation=_class(c for c in characters if not c.isspace() and len(splitter.pre_tokenize_str(f"a{c}")) == 2),
     )
+
+
+@lru_cache(maxsize=1)
+def _spaces() -> str:
+    return _class(chr(code) for code in range(0x110000) if chr(code).isspace())
 
 
 def _each(characters: list[str], **steps: bool) -> list[str]:

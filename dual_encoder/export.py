@@ -19,6 +19,7 @@ from data.durable import publish_directory
 from data.errors import BundleError, ImageError, SourceError
 from data.quiet_tensorflow import load_tensorflow, os_errors
 from data.sources import SOURCE_HELP, open_source
+from data.text import clean_caption
 
 if TYPE_CHECKING:
     from data.pairs import ImageTextPair
@@ -110,7 +111,7 @@ def largest_difference(
 
     tokenizer = bundle.tokenizer()
     if tokenizer is None:
-        inputs: Any = tf.constant(np.array(texts, object))
+        inputs: Any = tf.constant(np.array([clean_caption(text) for text in texts], object))
     else:
         batch = tokenizer.encode(texts)
         inputs = {"ids": tf.constant(batch.ids), "mask": tf.constant(batch.mask)}

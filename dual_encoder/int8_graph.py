@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     import onnx
 
 MOST_ROWS = 4096  # of each product's inputs are kept to fit it to
-JUDGED_BATCHES = 1  # show what a single product does to the output
-SHARE_IN_FLOAT = 0.12  # of the weights
 CONTRIBUTED = "com.microsoft"  # ONNX Runtime's own operations
 
 
@@ -49,40 +46,19 @@ def in_int8(model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]],
     """The graph with its products by constant matrices in int8, but those of nodes whose name begins with `excluded`.
 
     `batches` are inputs of the graph such as it will have to deal with. Where they have a "mask" (B, L), only the
-    places where it is not 0 count. The products whose rounding changes the graph's output most, for the time they take,
-    stay as they are: up to `SHARE_IN_FLOAT` of all.
+    places where it is not 0 count.
     """
     groups: dict[str, list[Product]] = defaultdict(list)  # products that read one tensor share its bytes
     for product in find_products(model):
         if not product.node.startswith(excluded):
             groups[product.input].append(product)
     inputs = record(model, groups, batches)
-    fitted: dict[str, list[Int8Product]] = {}
+    fitted: list[Int8Product] = []
     for name, products in groups.items():
         seen = inputs.pop(name)
         chosen = fit_input(seen, np.concatenate([product.weight for product in products], axis=1))
-        fitted[name] = [Int8Product(each, chosen, fit_weight(seen, each.weight, chosen)) for each in products]
-    for name in _most_harmful(model, fitted, batches[:JUDGED_BATCHES]):
-        del fitted[name]
-    return _replaced(model, itertools.chain.from_iterable(fitted.values()))
-
-
-def _most_harmful(
-    model: onnx.ModelProto, fitted: Mapping[str, Sequence[Int8Product]], batches: Sequence[Mapping[str, np.ndarray]]
-) -> list[str]:
-    """The tensors whose products stay in float32, by what each does to the output when it alone is in int8."""
-    exact = _outputs(model, batches)
-    sizes = {name: sum(part.product.weight.size for part in parts) for name, parts in fitted.items()}
-    harm = {
-        name: float(np.square(_outputs(_replaced(model, parts), batches) - exact).sum())
-        for name, parts in fitted.items()
-    }
-    left, chosen = SHARE_IN_FLOAT * sum(sizes.values()), []
-    for name in sorted(fitted, key=lambda name: harm[name] / sizes[name], reverse=True):
-        if sizes[name] <= left:
-            left -= sizes[name]
-            chosen.append(name)
-    return chosen
+        fitted += [Int8Product(each, chosen, fit_weight(seen, each.weight, chosen)) for each in products]
+    return _replaced(model, fitted)
 
 
 def find_products(model: onnx.ModelProto) -> list[Product]:
@@ -134,10 +110,6 @@ def record(
         if min(sum(map(len, parts)) for parts in rows.values()) >= MOST_ROWS:
             break
     return {name: np.concatenate(parts)[:MOST_ROWS] for name, parts in rows.items()}
-
-
-def _outputs(model: onnx.ModelProto, batches: Iterable[Mapping[str, np.ndarray]]) -> np.ndarray:
-    return np.concatenate([arrays[0] for arrays in _runs(model, batches)])
 
 
 def _runs(model: onnx.ModelProto, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[list[np.ndarray]]:

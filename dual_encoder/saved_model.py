@@ -67,7 +67,7 @@ def _module(bundle: Bundle, model: DualEncoder) -> tuple[Any, dict[str, Any]]:
     """A tf.Module and its signatures by name."""
     import tensorflow as tf
 
-    from data.graph_text import graph_tokenizer, has_graph_form
+    from data.graph_text import graph_clean, graph_tokenizer, has_graph_form
 
     tokenizer, size = bundle.tokenizer(), bundle.preprocessing.size
     takes_strings = tokenizer is None or has_graph_form(tokenizer.to_json())
@@ -75,7 +75,7 @@ def _module(bundle: Bundle, model: DualEncoder) -> tuple[Any, dict[str, Any]]:
 
     def embed_texts(texts: Any) -> dict[str, Any]:
         if tokenize is None:
-            return {"embeddings": model.embed_texts(texts)}
+            return {"embeddings": model.embed_texts(graph_clean(texts))}
         ids, mask = tokenize(texts)
         return embed_tokens(ids, mask)
 

@@ -109,11 +109,18 @@ def write_presets(root: Path) -> Path:
     converter.save_to_preset(str(root / "resnet"))
     keras_hub.models.BertBackbone(**BERT).save_to_preset(str(root / "bert"))
     keras_hub.models.BertTokenizer(vocabulary=WORDS, lowercase=True).save_to_preset(str(root / "bert"))
-    letters = ["<s>", "<pad>", "</s>", "<mask>", *"abcdefghijklmnopqrstuvwxyz,", "Ġ", "re"]
+    letters = ["<s>", "<pad>", "</s>", "<mask>", *_byte_letters(), "re"]
     tokenizer = keras_hub.models.RobertaTokenizer({token: row for row, token in enumerate(letters)}, merges=["r e"])
-    keras_hub.models.RobertaBackbone(**BERT).save_to_preset(str(root / "roberta"))
+    keras_hub.models.RobertaBackbone(**BERT | {"vocabulary_size": len(letters)}).save_to_preset(str(root / "roberta"))
     tokenizer.save_to_preset(str(root / "roberta"))
     return root
+
+
+def _byte_letters() -> list[str]:
+    """How byte pair encoding writes the 256 bytes (Radford et al. 2019): those without a letter come after U+0100."""
+    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
 
 
 def place_for_tensorflow_hub(cache: Path, address: str) -> Path:

@@ -17,6 +17,7 @@ import onnx
 import pytest
 import tensorflow as tf
 from PIL import Image
+from published_backbones import write_presets
 from tiny_training import CONFIG
 
 from data.errors import BundleError, SourceError
@@ -30,6 +31,7 @@ from dual_encoder.engines import OnnxEngine
 from dual_encoder.export import SAMPLE, export, main
 from dual_encoder.model import DualEncoder
 from dual_encoder.runtime import Runtime
+from dual_encoder.towers.keras_hub import KerasHubText
 from dual_encoder.towers.scratch import ScratchText
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "token_ids.json").read_text("utf-8"))["captions"]
@@ -71,6 +73,18 @@ def check_export(bundle: Bundle, runtime: Runtime, out: Path) -> None:
 @pytest.mark.slow
 def test_an_export_gives_the_runtime_s_embeddings_of_strings_in_many_scripts(bundle: Bundle, tmp_path: Path) -> None:
     check_export(bundle, Runtime.load(bundle.path), tmp_path / "1")
+
+
+@pytest.mark.slow
+def test_a_preset_that_tokenises_by_itself_is_exported_with_its_byte_pairs(tmp_path: Path) -> None:
+    presets = write_presets(tmp_path / "presets")
+    text = KerasHubText(preset=str(presets / "roberta"), max_tokens=12, in_graph_tokenizer=True)
+    model = DualEncoder(dataclasses.replace(CONFIG, text_backbone=text))
+    bundle = save_bundle(tmp_path / "m", model, None, name="m", card="", trained={})
+    export(bundle, tmp_path / "1")
+    exported = tf.saved_model.load(str(tmp_path / "1")).signatures["embed_texts"]
+    expected = Runtime.load(bundle.path).embed_texts(SAMPLE)
+    np.testing.assert_allclose(exported(texts=tf.constant(SAMPLE))["embeddings"], expected, atol=1e-5)
 
 
 @pytest.mark.slow

