@@ -15,6 +15,8 @@ export DATASETS_DIR
 unexport PYTHONPATH
 # Without compiled modules, every process compiles them anew, and pytest rewrites every test of each run.
 unexport PYTHONDONTWRITEBYTECODE
+PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:  ## list the commands
@@ -38,11 +40,12 @@ setup-dev: $(VENV)/.installed-dev  ## also install what tests and lint need
 demo: setup  ## train, index, serve and query; IMAGES=DIR serves your own folder, DEMO=check only checks the answers
 	@$(BIN)/python -m tools.demo --mode $(DEMO) --address $(ADDRESS) $(if $(IMAGES),--images $(IMAGES))
 
+# A core for each process; the heavier checks train with all threads.
 test: setup-dev  ## run the tests (about 12 minutes on two cores)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
+	@OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(PYTEST) -m "not slow" $(TESTS)
 
 test-slow: setup-dev  ## run the heavier checks
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(TESTS)
+	@$(PYTEST) -m slow $(TESTS)
 
 test-parity: build/parity/.installed  ## compute anew what imported models are compared with, by PyTorch (several GB)
 	@PYTHONPATH=.:tests build/parity/bin/python tools/make_parity_fixtures.py --check

@@ -22,6 +22,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from chain import Chain, Served
 
+    from dual_encoder.bundle import Bundle
     from dual_encoder.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,20 @@ def default_runtime() -> Runtime:
     from dual_encoder.runtime import Runtime
 
     return Runtime.load("default")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of some kilobytes, named "m", with ONNX graphs; change only copies."""
+    import keras
+    from tiny_training import CONFIG, tokenizer
+
+    from dual_encoder.bundle_model import save_bundle
+    from dual_encoder.model import DualEncoder
+
+    keras.utils.set_random_seed(0)
+    out = tmp_path_factory.mktemp("tiny") / "m"
+    return save_bundle(out, DualEncoder(CONFIG), tokenizer(), name="m", card="", trained={})
 
 
 @pytest.fixture(scope="session")

@@ -17,17 +17,9 @@ from tiny_training import CONFIG, IMAGE, TEXT, WORDS, tokenizer
 
 from dual_encoder import engines
 from dual_encoder.bundle import Bundle
-from dual_encoder.bundle_model import save_bundle
 from dual_encoder.engines import TEXT_BATCH, KerasEngine, OnnxEngine, gpu_is_present, run_on_texts
 from dual_encoder.model import DualEncoder
 from dual_encoder.runtime import Runtime
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    keras.utils.set_random_seed(0)
-    directory = tmp_path_factory.mktemp("engines") / "m"
-    return save_bundle(directory, DualEncoder(CONFIG), tokenizer(), name="m", card="", trained={})
 
 
 class Recording:
@@ -96,24 +88,26 @@ def test_one_long_text_does_not_lengthen_all_the_others() -> None:
     assert [inputs["ids"].shape for inputs in engine.seen] == [(31, 3), (1, 11)]
 
 
-def test_texts_in_bulk_have_the_embeddings_they_have_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_in_bulk_have_the_embeddings_they_have_alone(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engines, "_WINDOW", TEXT_BATCH)
     texts = captions(3 * TEXT_BATCH)
-    runtime = Runtime.load(bundle.path)
+    runtime = Runtime.load(tiny_bundle.path)
     together = runtime.embed_texts(texts)
     np.testing.assert_allclose(together, np.concatenate([runtime.embed_texts([text]) for text in texts]), atol=1e-6)
 
 
-def test_keras_is_chosen_where_tensorflow_sees_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(Runtime.load(bundle.path).text_engine, OnnxEngine)
+def test_keras_is_chosen_where_tensorflow_sees_a_gpu(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(Runtime.load(tiny_bundle.path).text_engine, OnnxEngine)
     listed = tf.config.list_physical_devices
     gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
     assert gpu_is_present()
-    chosen = Runtime.load(bundle.path)
+    chosen = Runtime.load(tiny_bundle.path)
     assert isinstance(chosen.text_engine, KerasEngine)
     assert isinstance(chosen.image_engine, KerasEngine)
-    assert isinstance(Runtime.load(bundle.path, engine="onnxruntime").text_engine, OnnxEngine)
+    assert isinstance(Runtime.load(tiny_bundle.path, engine="onnxruntime").text_engine, OnnxEngine)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +135,9 @@ def test_a_machine_shows_its_gpu_without_tensorflow(
 
 
 def test_onnx_runtime_has_as_many_threads_as_the_process_has_cores(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = bundle.engine_file("text_tower")
+    path = tiny_bundle.engine_file("text_tower")
     assert path is not None
 
     def threads(*arguments: int) -> int:
@@ -155,17 +149,17 @@ def test_onnx_runtime_has_as_many_threads_as_the_process_has_cores(
     assert threads(2) == 2
 
 
-def test_threads_spin_within_a_run_and_not_long_after_it(bundle: Bundle) -> None:
+def test_threads_spin_within_a_run_and_not_long_after_it(tiny_bundle: Bundle) -> None:
     """Measured: a third faster for one query, and few cores taken from decoding and search."""
-    path = bundle.engine_file("text_tower")
+    path = tiny_bundle.engine_file("text_tower")
     assert path is not None
     options = OnnxEngine(path, 2)._wide.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
     assert int(options.get_session_config_entry("session.intra_op.spin_duration_us")) <= 2_000
 
 
-def test_runs_beside_another_have_a_thread_each_where_the_engine_is_shared(bundle: Bundle) -> None:
-    path = bundle.engine_file("text_tower")
+def test_runs_beside_another_have_a_thread_each_where_the_engine_is_shared(tiny_bundle: Bundle) -> None:
+    path = tiny_bundle.engine_file("text_tower")
     assert path is not None
     shared, alone = OnnxEngine(path, 2, shared=True), OnnxEngine(path, 2)
     assert (shared.runs_at_once, alone.runs_at_once) == (2, 1)
@@ -194,9 +188,9 @@ def test_runs_beside_another_have_a_thread_each_where_the_engine_is_shared(bundl
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("rows", [engines.ROWS_OF_A_CORE * 3 - 1, engines.ROWS_OF_A_CORE * 3, 50])
 def test_a_large_batch_is_divided_among_cores_and_its_rows_keep_their_order(
-    bundle: Bundle, rows: int, shared: bool
+    tiny_bundle: Bundle, rows: int, shared: bool
 ) -> None:
-    path = bundle.engine_file("text_tower")
+    path = tiny_bundle.engine_file("text_tower")
     assert path is not None
     engine = OnnxEngine(path, 3, shared=shared)
     ids = np.random.default_rng(0).integers(1, 9, (rows, 5)).astype(np.int32)
@@ -219,9 +213,9 @@ def test_a_large_batch_is_divided_among_cores_and_its_rows_keep_their_order(
     assert max(computed) - min(computed) <= 1
 
 
-def test_a_warm_runtime_has_seen_the_largest_batch_and_the_longest_text(bundle: Bundle) -> None:
+def test_a_warm_runtime_has_seen_the_largest_batch_and_the_longest_text(tiny_bundle: Bundle) -> None:
     engine = Recording()
-    Runtime(bundle, engine, engine).warm_up(text_batch=5, image_batch=3)
+    Runtime(tiny_bundle, engine, engine).warm_up(text_batch=5, image_batch=3)
     texts = [inputs["ids"].shape for inputs in engine.seen if "ids" in inputs]
     assert {rows for rows, _ in texts} == {1, 5}
     assert max(length for _, length in texts) == TEXT.max_tokens
@@ -232,8 +226,8 @@ def test_a_warm_runtime_has_seen_the_largest_batch_and_the_longest_text(bundle: 
     ]
 
 
-def test_a_warm_runtime_traces_nothing_more(bundle: Bundle) -> None:
-    runtime = Runtime.load(bundle.path, engine="keras")
+def test_a_warm_runtime_traces_nothing_more(tiny_bundle: Bundle) -> None:
+    runtime = Runtime.load(tiny_bundle.path, engine="keras")
     assert isinstance(runtime.text_engine, KerasEngine)
     assert isinstance(runtime.image_engine, KerasEngine)
     runtime.warm_up(text_batch=4, image_batch=2)

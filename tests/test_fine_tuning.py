@@ -78,7 +78,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("chosen", "keys"), CASES.values(), ids=CASES.keys())
+SLOW = ("frozen image", "top of image, augmented")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "keys"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in CASES.items()],
+)
 def test_what_stands_still_is_cached_and_what_trains_learns(chosen: Recipe, keys: set, data: str, tmp_path) -> None:
     run = run_of(chosen, data)
     batch = next(iter(run.batches.epoch(0)))

@@ -32,7 +32,7 @@ def sigmoid_trainer(directory: Path, before: Callable[[int], None] = lambda step
     return Trainer(model, objective, config, Batches(before), validate, directory, "sigmoid")
 
 
-@pytest.mark.parametrize("chunk_size", [0, 4])
+@pytest.mark.parametrize("chunk_size", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_sigmoid_loss_trains_scale_bias_and_heads(tmp_path: Path, chunk_size: int) -> None:
     run = sigmoid_trainer(tmp_path, chunk_size=chunk_size, epochs=20, patience=0)
     history = run.fit().history
@@ -59,6 +59,7 @@ def test_a_run_with_a_bias_goes_on_bit_by_bit(tmp_path: Path) -> None:
     assert resumed.progress == straight.progress
 
 
+@pytest.mark.usefixtures("no_engines")
 def test_a_bundle_holds_the_bias_of_a_model_that_has_one(tmp_path: Path) -> None:
     model = DualEncoder(CONFIG, 7.0, initial_bias=-4.5)
     saved = save_bundle(tmp_path / "model", model, tokenizer(), name="tiny", card="# tiny\n", trained={})

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from server_process import ROOT
-from tiny_training import CONFIG, tokenizer
+from tiny_training import tokenizer
 
 from data.durable import digest_json
 from data.errors import BundleError, ImageError
@@ -25,8 +26,7 @@ from data.loading import decoded_batches
 from data.pairs import ImageBytes, ImageTextPair
 from data.pipeline import batches as pixel_batches
 from data.sources.openmoji import draw
-from dual_encoder.bundle import open_bundle
-from dual_encoder.bundle_model import save_bundle
+from dual_encoder.bundle import Bundle, open_bundle
 from dual_encoder.engines import IMAGE_BATCH, TEXT_BATCH, KerasEngine, OnnxEngine
 from dual_encoder.runtime import Runtime
 
@@ -211,11 +211,10 @@ def test_a_cached_default_model_embeds_without_tensorflow(default_runtime: Runti
     np.testing.assert_allclose(image, default_runtime.embed_images(IMAGES[:1])[0], atol=1e-5)
 
 
-def test_a_tower_without_an_onnx_graph_runs_in_keras_unless_one_is_demanded(tmp_path: Path) -> None:
-    from dual_encoder.model import DualEncoder
-
-    model = DualEncoder(CONFIG)
-    save_bundle(tmp_path / "m", model, tokenizer(), name="m", card="", trained={})
+def test_a_tower_without_an_onnx_graph_runs_in_keras_unless_one_is_demanded(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / "m")
     fast = Runtime.load(tmp_path / "m", engine="onnxruntime")
     manifest = json.loads((tmp_path / "m" / "bundle.json").read_text())
     del manifest["files"]["text_tower.onnx"]
@@ -229,10 +228,8 @@ def test_a_tower_without_an_onnx_graph_runs_in_keras_unless_one_is_demanded(tmp_
         Runtime.load(tmp_path / "m", engine="onnxruntime")
 
 
-def test_a_changed_byte_keeps_a_runtime_from_starting(tmp_path: Path) -> None:
-    from dual_encoder.model import DualEncoder
-
-    save_bundle(tmp_path / "m", DualEncoder(CONFIG), tokenizer(), name="m", card="", trained={})
+def test_a_changed_byte_keeps_a_runtime_from_starting(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / "m")
     graph = tmp_path / "m" / "text_tower.onnx"
     content = bytearray(graph.read_bytes())
     content[len(content) // 2] ^= 1

@@ -92,8 +92,10 @@ def test_dropout_is_on_and_its_generator_is_part_of_a_checkpoint(tmp_path: Path)
     assert np.abs(np.asarray(head(x, training=True)) - np.asarray(head(x, training=False))).max() > 1e-3
 
 
-# The first step of all, in the middle of an epoch, the last step of one, the first of the next, the very last.
-@pytest.mark.parametrize("step", [0, STEPS + 1, STEPS - 1, STEPS, EPOCHS * STEPS - 1])
+# In the middle of an epoch, the last step of one, the very last; and the first of all, the first of the second epoch.
+@pytest.mark.parametrize(
+    "step", [STEPS + 1, STEPS - 1, EPOCHS * STEPS - 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, STEPS))]
+)
 def test_a_run_stopped_by_ctrl_c_goes_on_bit_by_bit(tmp_path: Path, straight: Trainer, step: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path, before=at(step)).fit()
@@ -104,6 +106,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_bit_by_bit(tmp_path: Path, straight: Tr
     assert_same_run(resumed, straight)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_again_and_again_goes_on_bit_by_bit(tmp_path: Path, straight: Trainer) -> None:
     for step in (1, 2, 7):
         with pytest.raises(KeyboardInterrupt):
@@ -327,7 +330,9 @@ def test_tensorboard_sees_every_figure_of_every_epoch(straight: Trainer) -> None
         assert values == pytest.approx({epoch: row[name] for epoch, row in enumerate(straight.progress.history)})
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"]
+)
 def test_every_precision_learns(tmp_path: Path, precision: str) -> None:
     run = trainer(tmp_path, epochs=25, patience=0, precision=precision, monitor="loss")
     before = recall_at_1(run.model)
