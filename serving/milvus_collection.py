@@ -168,4 +168,7 @@ def _add_id(schema: Any) -> None:
 def _create(client: MilvusClient, collection: str, schema: Any, kind: str) -> None:
     index = client.prepare_index_params()
     index.add_index("vector", index_type=kind, metric_type="IP")
-    client.create_collection(collection, schema=schema, index_params=index, consistency_level="Strong")
+    client.create_collection(collection, schema=schema, consistency_level="Strong")
+    # With the index at once it would sleep for half a second before it asks whether that of no rows is finished.
+    client.create_index(collection, index, sync=False)
+    client.load_collection(collection)
