@@ -344,11 +344,21 @@ def test_an_accidental_hit_is_a_yes_to_the_sigmoid_loss() -> None:
     assert float(SigmoidLoss()(same, same, math.log(20), np.eye(2, dtype=bool), -10.0)) > 9
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
+WEIGHTS = [1.0, 0.3, 2, 0, 0.5, 1]  # of pairs
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-@pytest.mark.parametrize(("graph", "weights"), [(False, None), (True, None), (True, [1.0, 0.3, 2, 0, 0.5, 1])])
+@pytest.mark.parametrize(
+    ("graph", "weights", "chunk"),
+    [
+        (False, None, 1),
+        (False, None, 4),
+        (True, WEIGHTS, 4),
+        *(pytest.param(True, *others, marks=pytest.mark.slow) for others in ((None, 1), (None, 4), (WEIGHTS, 1))),
+    ],
+)
 def test_chunks_of_rows_change_neither_value_nor_gradient(
-    objective: InfoNCE | SigmoidLoss, chunk: int, graph: bool, weights: list[float] | None
+    objective: InfoNCE | SigmoidLoss, graph: bool, weights: list[float] | None, chunk: int
 ) -> None:
     image, text, _ = batch()
     # A caption shared by two images whose numbers differ, an image shared by two captions.

@@ -29,6 +29,7 @@ def captions_of(splits: Splits) -> list[tuple[str, ...]]:
     return [tuple(pair.captions) for part in ("train", "validation") for pair in splits[part]]
 
 
+@pytest.mark.slow
 def test_captions_on_wrong_drawings_are_more_suspicious_than_others(splits: Splits) -> None:
     figures, entries = examine(corrupted(splits, "shuffled", 0.2, seed=1), splits)
     assert figures["wrong"] == pytest.approx(0.2, abs=0.05)

@@ -126,9 +126,10 @@ def journal():
     return Journal()
 
 
+@pytest.mark.parametrize("time", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("label", LABELS)
-def test_nothing_acknowledged_is_lost_wherever_the_process_dies(driver, index, journal, label):
-    said, code = driver.round(index, LABELS.index(label), (label, 2), seconds=0)
+def test_nothing_acknowledged_is_lost_wherever_the_process_dies(driver, index, journal, label, time):
+    said, code = driver.round(index, LABELS.index(label), (label, time), seconds=0)
     assert code == -signal.SIGKILL, "it died where it should"
     journal.check(index, said)
 

@@ -64,6 +64,8 @@ def test_a_preset_with_another_tokeniser_says_how_it_takes_strings(presets):
 def test_a_preset_with_another_tokeniser_takes_strings(presets):
     backbone = KerasHubText(preset=str(presets / "roberta"), max_tokens=12)
     assert check_text_backbone(dataclasses.replace(backbone, in_graph_tokenizer=True)).shape == (3, 8)
+    with pytest.raises(UserError, match="a pooled_output of 2 axes"):
+        dataclasses.replace(backbone, in_graph_tokenizer=True, pooled=True).build()
 
 
 def test_a_stored_backbone_is_rebuilt_without_its_preset(presets):
@@ -86,12 +88,10 @@ def test_without_a_connection_it_says_what_to_put_where(no_connection):
         _ = images.preprocessing  # and not another preprocessing
 
 
-def test_wrong_names_are_refused(presets, tmp_path):
+def test_wrong_names_are_refused(tmp_path):
     with pytest.raises(UserError, match="a preset, or a class_name"):
         KerasHubImage()
     with pytest.raises(UserError, match="name of a KerasHub backbone"):
         KerasHubImage(class_name="NoSuchBackbone").build()
     with pytest.raises(UserError, match="preset or its directory"):
         KerasHubText(preset=str(tmp_path / "nothing")).build()
-    with pytest.raises(UserError, match="a pooled_output of 2 axes"):
-        KerasHubText(preset=str(presets / "roberta"), in_graph_tokenizer=True, pooled=True).build()
