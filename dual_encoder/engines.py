@@ -9,6 +9,7 @@ import itertools
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,15 +49,18 @@ class OnnxEngine:
     computes its rows by itself, so that none waits for another after every product. Smaller ones are computed by all
     threads together. An engine that is made `shared` gives a run beside another one thread: both do more than one after
     the other. Cores that compute by themselves have weights of their own in common, loaded with the first such run, or
-    at once by an engine that is shared.
+    at once by an engine that is shared; they are the same weights even if another model has taken the file's place.
     """
 
     name = "onnxruntime"
 
     def __init__(self, path: Path, threads: int | None = None, *, shared: bool = False) -> None:
-        self._path, self._threads, self._shared = path, threads or available_cores(), shared
+        self._threads, self._shared = threads or available_cores(), shared
         self.runs_at_once = self._threads if shared else 1
-        self._wide = _onnx_session(path, self._threads, SHARED_SPIN_MICROSECONDS if shared else SPIN_MICROSECONDS)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        spin = SHARED_SPIN_MICROSECONDS if shared else SPIN_MICROSECONDS
+        self._wide = _onnx_session(self._file, self._threads, spin)
         self.input_names = [entry.name for entry in self._wide.get_inputs()]
         self._alone: Any = None if self._threads > 1 else self._wide
         self._running, self._lock = 0, threading.Lock()
@@ -95,11 +99,11 @@ class OnnxEngine:
         """A session that runs in the thread of its caller, of which there may be several."""
         with self._lock:
             if self._alone is None:
-                self._alone = _onnx_session(self._path, 1)
+                self._alone = _onnx_session(self._file, 1)
             return self._alone
 
 
-def _onnx_session(path: Path, threads: int, spin: int = SPIN_MICROSECONDS) -> Any:
+def _onnx_session(file: int, threads: int, spin: int = SPIN_MICROSECONDS) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -110,7 +114,8 @@ def _onnx_session(path: Path, threads: int, spin: int = SPIN_MICROSECONDS) -> An
     # comes an eighth; but by default they would go on for 20 ms, on cores that decoding and searches need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin))
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph = os.pread(file, os.fstat(file).st_size, 0)
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 class KerasEngine:
