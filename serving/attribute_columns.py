@@ -73,7 +73,8 @@ class AttributeColumns:
         if bits is not None:
             return np.unpackbits(bits, count=self._count).view(bool)
         mask = self._blocks.matching(where, self._count, self._with_ids)
-        self._keep(key, np.packbits(mask))
+        if self._cache_bytes:
+            self._keep(key, np.packbits(mask))
         return mask
 
     def summaries(self) -> list[AttributeSummary]:
