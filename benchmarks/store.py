@@ -7,7 +7,7 @@ beside each row is measured in the same run, in the same directory, turn by turn
 many bytes as the log takes for one commit of what all threads have under way, and flushed (fdatasync), so many times a
 second. Searches: 10 best of random directions near the stored ones, one after the other on one thread, idle and while a
 compaction runs in a process of its own and its snapshot is taken over; upserts go on meanwhile. Run it with
-`OPENBLAS_NUM_THREADS=1`, which the server sets for itself.
+`OPENBLAS_NUM_THREADS=1`, which the server sets for itself; garbage is collected as rarely as there.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from serving.carry_over import open_log
 from serving.catalog import CatalogEntry
 from serving.compaction import start_compaction
 from serving.embedded_store import EmbeddedStore
+from serving.garbage_collection import collect_rarely
 from serving.publish import index_staged, publish, staging
 from serving.snapshot import Manifest
 from serving.staged_snapshot import StagedSnapshot
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, help="on the disk to measure (default: the one of temporary files)")
     options = parser.parse_args(argv)
     report = Report("store")
+    collect_rarely()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         _upserts(report, Path(directory), options.seconds)
         index = Path(directory) / "index"

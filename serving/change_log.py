@@ -9,13 +9,13 @@ never waited for: a log that ends before it has lost something.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from data.durable import sync_path
 from data.errors import SnapshotError
@@ -28,7 +28,6 @@ KEPT_KEYS, KEPT_KEY_SECONDS = 1_000_000, 7 * 24 * 3600
 _FORGET_EVERY = 10_000  # changes between two looks for keys to forget
 
 _ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT = f"INSERT INTO changes VALUES {_ROW}"
 _ROWS_AT_ONCE = 32
 
 _COLUMNS = "sequence, image_id, vector, digest, location, captions, attributes, model"
@@ -148,10 +147,9 @@ class ChangeLog:
         full or fails; the log stays readable, and later calls try again.
         """
         now = int(time.time())
-        rows = [(*change, checksum(change)) for change in changes]
         with self._transaction():
             allowed()
-            self._insert(rows)
+            self._insert(changes)
             self._connection.executemany(
                 "INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?)",
                 [(key.key, key.request, key.sequence, key.changes, now) for key in keys],
@@ -161,13 +159,15 @@ class ChangeLog:
         if self.last - self._forgotten_at >= _FORGET_EVERY:
             self._forget_keys(now)
 
-    def _insert(self, rows: Sequence[tuple]) -> None:
+    def _insert(self, changes: Sequence[LoggedChange]) -> None:
         """Add rows to `changes`, many in a statement: with each, SQLite lets other threads take the interpreter."""
-        whole = len(rows) - len(rows) % _ROWS_AT_ONCE
-        for start in range(0, whole, _ROWS_AT_ONCE):
-            values = tuple(itertools.chain.from_iterable(rows[start : start + _ROWS_AT_ONCE]))
-            self._connection.execute(_INSERT + (", " + _ROW) * (_ROWS_AT_ONCE - 1), values)
-        self._connection.executemany(_INSERT, rows[whole:])
+        for start in range(0, len(changes), _ROWS_AT_ONCE):
+            part = changes[start : start + _ROWS_AT_ONCE]
+            values: list[Any] = []
+            for change in part:
+                values += change
+                values.append(checksum(change))
+            self._connection.execute("INSERT INTO changes VALUES " + ", ".join([_ROW] * len(part)), values)
 
     def kept_key(self, key: str) -> KeptKey | None:
         """What an idempotency key was used for, if it is still known."""

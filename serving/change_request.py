@@ -3,7 +3,7 @@ state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_ID_CHARACTERS = 1_024
 MAX_KEY_CHARACTERS = 256
+
+_AT_ONCE = 256  # vectors checked, in memory that is used again
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def encode_changes(changes: Sequence[Change], key: str, dimension: int, correcte
 
 
 def _encode_vectors(upserts: Sequence[Upsert], dimension: int, corrected: bool) -> list[bytes]:
-    """The vectors of `upserts` as they are stored, checked all at once."""
+    """The vectors of `upserts` as they are stored."""
     for upsert in upserts:
         if np.shape(upsert.vector) != (dimension,):
             received = str(np.shape(upsert.vector))
@@ -64,8 +66,12 @@ def _encode_vectors(upserts: Sequence[Upsert], dimension: int, corrected: bool) 
         if not abs(upsert.offset) <= 1:  # NaN too
             expected, received = "from -1 to 1", f"{upsert.offset}"
             raise QueryError("offset", expected, received, "take it from the model's hubness correction")
-    if not upserts:
-        return []
+    parts = [upserts[start : start + _AT_ONCE] for start in range(0, len(upserts), _AT_ONCE)]
+    return [vector for part in parts for vector in _stored_vectors(part, corrected)]
+
+
+def _stored_vectors(upserts: Sequence[Upsert], corrected: bool) -> Iterator[bytes]:
+    """The vectors of some upserts, and offsets if images have them."""
     stored = np.array([upsert.vector for upsert in upserts]).astype(np.float16)
     lengths = np.linalg.norm(as_float32(stored), axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))  # also true for NaN
@@ -76,7 +82,7 @@ def _encode_vectors(upserts: Sequence[Upsert], dimension: int, corrected: bool) 
         offsets = -np.array([upsert.offset for upsert in upserts], np.float64)
         stored = np.column_stack([stored, offsets.astype(np.float16)])
     data, size = stored.tobytes(), 2 * stored.shape[1]
-    return [data[start : start + size] for start in range(0, len(data), size)]
+    return (data[start : start + size] for start in range(0, len(data), size))
 
 
 def check_attributes(attributes: Mapping[str, AttributeValue]) -> None:

@@ -24,6 +24,7 @@ _DELETED = -1
 # numbers cost the garbage collector nothing.
 _Past = tuple[int, int, "_Past | None"]
 
+_AT_ONCE = 256  # vectors, in memory that is used again
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -116,6 +117,7 @@ class Delta:
             ended = np.full(capacity, _NEVER, np.int64)
             ended[: self.count] = self.ended[: self.count]
             self.vectors, self.ended = grown, ended
-        if vectors:
-            added = np.frombuffer(b"".join(vectors), np.float16)
-            self.vectors[self.count : end] = as_float32(added.reshape(len(vectors), -1))
+        for start in range(0, len(vectors), _AT_ONCE):
+            part = vectors[start : start + _AT_ONCE]
+            added = as_float32(np.frombuffer(b"".join(part), np.float16).reshape(len(part), -1))
+            self.vectors[self.count + start : self.count + start + len(part)] = added

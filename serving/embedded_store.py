@@ -64,7 +64,7 @@ class EmbeddedStore:
         self._loading: threading.Thread | None = None
         self._compaction: BackgroundCompaction | None = None
         self._compact_after: int | None = None
-        self._committer = GroupCommitter(self._commit) if log.writable else None
+        self._committer = GroupCommitter(self._commit, weigh=_changes) if log.writable else None
         self._handed_over = self._closed = False
 
     @classmethod
@@ -202,7 +202,7 @@ class EmbeddedStore:
         if compact_after:
             self._compaction = BackgroundCompaction(self.index, compact_after)
         self._handed_over = False
-        self._committer = GroupCommitter(self._commit)
+        self._committer = GroupCommitter(self._commit, weigh=_changes)
 
     def close(self) -> None:
         """See `VectorStore.close`. Views that are held stay readable."""
@@ -314,6 +314,10 @@ class EmbeddedStore:
             for sequence in (*range(self._log.pruned, needed_after, _AT_ONCE), needed_after):
                 with self._lock:
                     self._log.prune(sequence)
+
+
+def _changes(request: ChangeRequest) -> int:
+    return len(request.rows)
 
 
 def _identity(index: Path) -> tuple[int, int] | None:

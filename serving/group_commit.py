@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -10,19 +11,26 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Items of one commit at most, so that the first does not wait for an endless crowd.
+# What the items of one commit weigh at most, unless the first alone does: the first does not wait for an endless crowd,
+# and callers make their next items ready while the rest is committed.
 MAX_GROUP = 1_024
 
 
 class GroupCommitter(Generic[T, R]):
     """Collects items while a commit is under way and hands them to the next one.
 
-    `commit(items)` returns a result or an exception for each item; what it raises goes to every one of them. An item
-    whose future is cancelled before its commit begins is left out; after that it cannot be cancelled.
+    `commit(items)` returns a result or an exception for each item; what it raises goes to every one of them. `weigh`
+    tells how much work an item is. An item whose future is cancelled before its commit begins is left out; after that
+    it cannot be cancelled.
     """
 
-    def __init__(self, commit: Callable[[Sequence[T]], Sequence[R | Exception]], name: str = "commit") -> None:
-        self._commit = commit
+    def __init__(
+        self,
+        commit: Callable[[Sequence[T]], Sequence[R | Exception]],
+        weigh: Callable[[T], int] = lambda item: 1,
+        name: str = "commit",
+    ) -> None:
+        self._commit, self._weigh = commit, weigh
         self._waiting: list[tuple[T, Future[R]]] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -53,7 +61,9 @@ class GroupCommitter(Generic[T, R]):
                     self._changed.wait()
                 if not self._waiting:
                     return
-                drawn, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+                weights = itertools.accumulate(self._weigh(item) for item, _ in self._waiting)
+                count = max(1, sum(1 for _ in itertools.takewhile(lambda weight: weight <= MAX_GROUP, weights)))
+                drawn, self._waiting = self._waiting[:count], self._waiting[count:]
             group = [(item, future) for item, future in drawn if future.set_running_or_notify_cancel()]
             if not group:
                 continue

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from data import console
 from data.errors import UserError
+from serving.garbage_collection import collect_rarely
 from serving.network import join_address, split_address
 from serving.observation import observed
 from serving.request_memory import RequestMemory
@@ -140,7 +140,7 @@ def _begin(guard: CallGuard, engine: SearchEngine, settings: ServerSettings, swa
     from serving.index_upkeep import IndexUpkeep
 
     guard.engine = engine
-    gc.freeze()  # what is there now stays, and no collection while calls wait need look at it
+    collect_rarely()
     index = engine.store.index if isinstance(engine.store, EmbeddedStore) else None
     guard.upkeep = IndexUpkeep(index, settings.backup_directory, swap.go_over, settings.bundle)
     with engine.store.view() as view:

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from serving import group_commit
 from serving.group_commit import GroupCommitter
 
 
@@ -25,6 +26,26 @@ def test_what_waits_during_a_commit_goes_together_into_the_next():
     go_on.set()
     assert [future.result() for future in futures] == [10, 20, 30, 40, 50]
     assert groups == [[1], [2, 3, 4, 5]]
+    committer.close()
+
+
+def test_a_commit_takes_what_it_can_carry_in_order_and_one_item_however_heavy(monkeypatch):
+    monkeypatch.setattr(group_commit, "MAX_GROUP", 10)
+    groups, first, go_on = [], threading.Event(), threading.Event()
+
+    def commit(items):
+        groups.append(list(items))
+        first.set()
+        go_on.wait()
+        return items
+
+    committer = GroupCommitter(commit, weigh=lambda item: item)
+    futures = [committer.submit(1)]
+    first.wait()
+    futures += [committer.submit(weight) for weight in (4, 6, 1, 30, 9, 2)]
+    go_on.set()
+    assert [future.result() for future in futures] == [1, 4, 6, 1, 30, 9, 2]
+    assert groups == [[1], [4, 6], [1], [30], [9], [2]]
     committer.close()
 
 
