@@ -19,11 +19,10 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.index import real_embeddings
+from benchmarks.lean_client import LeanConnection, headers
 from benchmarks.load import Outcome, closed_loop, open_loop, without
 from benchmarks.peer_process import DEFAULT_PYTHON
 from benchmarks.report import Report, argument_parser
@@ -186,14 +185,15 @@ async def _measure(
 
 async def _empty_call(address: str, pause: float) -> float:
     """Milliseconds of a health check, the median of some with a pause before each: what gRPC itself takes."""
-    taken = []
-    async with grpc.aio.insecure_channel(address) as channel:
-        check = health_pb2_grpc.HealthStub(channel).Check
-        for _ in range(300):
-            await asyncio.sleep(pause)
-            began = time.perf_counter()
-            await check(health_pb2.HealthCheckRequest())
-            taken.append(time.perf_counter() - began)
+    taken, head = [], headers("/grpc.health.v1.Health/Check")
+    connection = await LeanConnection.connect(address)
+    for _ in range(300):
+        await asyncio.sleep(pause)
+        began, ended = time.perf_counter(), asyncio.get_running_loop().create_future()
+        connection.start(head, b"", ended.set_result)
+        await ended
+        taken.append(time.perf_counter() - began)
+    connection.close()
     return 1_000 * statistics.median(taken)
 
 

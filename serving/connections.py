@@ -19,7 +19,7 @@ class ConnectionSettings:
     """Limits of one HTTP/2 connection, and how many there may be."""
 
     count: int = setting(1_000, "connections to an address; of more, none is accepted", "N", 1, 1_000_000)
-    concurrent_calls: int = setting(256, "calls under way in one connection; more wait in the client", "N", 1, 100_000)
+    concurrent_calls: int = setting(128, "calls under way in one connection; more wait in the client", "N", 1, 100_000)
     metadata_kib: int = setting(16, "metadata of a call, tokens and tracing included", "KIB", 1, 1_024)
     idle: float = setting(900.0, "without a call, after which a connection is closed", "SECONDS", 1)
     age: float = setting(
