@@ -13,7 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from data.errors import QueryError
 from data.pairs import AttributeValue
 from protos.imageretrieval.v1 import index_service_pb2, query_pb2, search_service_pb2
-from serving.proto_attributes import attribute_message
+from serving.proto_attributes import set_attribute
 from serving.queries import (
     Composition,
     Example,
@@ -138,12 +138,13 @@ def response_of(
     made = answer.rendered.get(mask)
     if made is None:
         made = answer.rendered[mask] = search_service_pb2.SearchResponse(
-            hits=[_hit(hit, mask) for hit in answer.hits],
             model_revision=model_revision,
             index_revision=answer.index_revision,
             next_page_token=answer.next_page_token,
             match_probability=answer.match_probability,
         )
+        for hit in answer.hits:
+            _set_hit(made.hits.add(), hit, mask)
     if not with_timings:
         return made
     response = search_service_pb2.SearchResponse()
@@ -152,19 +153,23 @@ def response_of(
     return response
 
 
-def _hit(hit: SearchHit, mask: ReadMask) -> search_service_pb2.SearchHit:
+def _set_hit(message: search_service_pb2.SearchHit, hit: SearchHit, mask: ReadMask) -> None:
+    """Put what is asked for of a hit into an empty message."""
     fields = mask.fields
-    found = search_service_pb2.SearchHit(
-        image_id=hit.image_id if "image_id" in fields else "",
-        score=hit.score if "score" in fields else 0.0,
-        rank=hit.rank if "rank" in fields else 0,
-        captions=hit.captions if "captions" in fields else (),
-        attributes={name: attribute_message(value) for name, value in mask.attributes_of(hit.attributes).items()},
-        probability=hit.probability if "probability" in fields else None,
-    )
+    if "image_id" in fields:
+        message.image_id = hit.image_id
+    if "score" in fields:
+        message.score = hit.score
+    if "rank" in fields:
+        message.rank = hit.rank
+    if "captions" in fields:
+        message.captions.extend(hit.captions)
+    for name, value in mask.attributes_of(hit.attributes).items():
+        set_attribute(message.attributes[name], value)
+    if "probability" in fields and hit.probability is not None:
+        message.probability = hit.probability
     if hit.vector is not None:
-        found.vector.values.extend(hit.vector)
-    return found
+        message.vector.values.extend(hit.vector)
 
 
 def _set_timings(message: search_service_pb2.SearchTimings, timings: Timings) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.attributes import attributes_from_json, attributes_to_json, is_attribute, parse_timestamp, timestamp_text
+from serving.proto_attributes import attribute_message, attribute_of
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 ZONES = st.sampled_from([UTC, timezone(timedelta(hours=-7, minutes=-30))])
@@ -26,6 +27,12 @@ def test_json_gives_back_every_kind(attributes):
     assert again == attributes
     assert {name: type(value) for name, value in again.items()} == {n: type(v) for n, v in attributes.items()}
     assert all(is_attribute(value) for value in attributes.values())
+
+
+@given(VALUE)
+def test_messages_give_back_every_kind(value):
+    again = attribute_of(attribute_message(value))
+    assert (again, type(again)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
