@@ -20,7 +20,6 @@ _TRUE_BINARY = 0xFE03  # gRPC's own: fields whose name ends in "-bin" come as th
 _MOST = 2**31 - 1
 _POST, _HTTP, _PATH, _AUTHORITY, _CONTENT_TYPE = 0x83, 0x86, 4, 1, 31  # in HPACK's static table
 _CANCEL = 8
-_GONE = "UNAVAILABLE"
 
 Ended = Callable[[dict[bytes, bytes]], None]  # is given the trailers: `grpc-status` and what came with it
 Answered = Callable[[bytes], None]  # is given a message

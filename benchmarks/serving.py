@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.peer:
         with peer_service(options.peer_python, vectors) as port:
             peer = asyncio.run(_measure_peer(port, texts, options.seconds))
-        loads.rows.append([f"FastAPI, sentence-transformers, hnswlib: {CLIENTS} clients", *_cells(peer)])
+        loads.rows.append([f"FastAPI, sentence-transformers, hnswlib: {CLIENTS} clients", *_cells(peer), "", "", ""])
         report.figures["peer"] = _figures(peer)
         full = loads.figures["saturation"]
         report.at_least("throughput / peer's", full["rate"] / peer.rate, AGAINST_PEER)

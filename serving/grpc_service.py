@@ -17,7 +17,7 @@ from protos.imageretrieval.v1 import (
     status_pb2,
 )
 from serving.bounded_requests import BoundedServer
-from serving.call_guard import Call, CallGuard, as_they_come
+from serving.call_guard import Call, CallGuard
 from serving.grpc_methods import add_service
 from serving.image_service import ImageService
 from serving.index_service import IndexService
@@ -26,6 +26,7 @@ from serving.operation_service import OperationService
 from serving.overload import Overloaded
 from serving.proto_values import HIT_FIELDS, options_of, query_of, read_mask, response_of, set_certificate
 from serving.queries import check_count, texts_of
+from serving.streams import as_they_come
 
 MAX_SEARCHES = 64
 

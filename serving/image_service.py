@@ -10,11 +10,12 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from protos.imageretrieval.v1 import image_service_pb2 as pb
 from protos.imageretrieval.v1 import status_pb2
-from serving.call_guard import Call, CallGuard, as_they_come
+from serving.call_guard import Call, CallGuard
 from serving.image_lookup import DEFAULT_IMAGES
 from serving.image_values import IMAGE_FIELDS, image_message, upsert_of
 from serving.method_policies import Scope
 from serving.proto_values import ReadMask, read_mask
+from serving.streams import as_they_come
 from serving.vector_store import StoreSuperseded
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from test_grpc_service import refused
 
 from protos.imageretrieval.v1 import index_service_pb2, index_service_pb2_grpc, query_pb2, search_service_pb2_grpc
 from protos.imageretrieval.v1 import search_service_pb2 as search_pb2
-from serving.call_guard import IN_FLIGHT, as_they_come
 from serving.client import SearchClient
 from serving.grpc_methods import _well_formed
 from serving.index_job import build_index
 from serving.page_tokens import PageToken
+from serving.streams import IN_FLIGHT, as_they_come
 
 RUNTIME = ColourRuntime()
 SEARCH, QUERY, VECTOR = search_pb2.SearchRequest, query_pb2.Query, query_pb2.Vector
