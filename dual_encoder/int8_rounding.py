@@ -14,7 +14,7 @@ LARGEST = 127  # of a weight
 LARGEST_SUM = 128  # of two neighbouring weights of one sign: 255 · 128 is the most that 16 bits hold
 # Shares of the largest activation at which channels begin to be divided, 1 leaves all as they are.
 THRESHOLDS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
-WORTH_DIVIDING = 0.7  # of the squared error without, since it takes another pass over the inputs
+WORTH_DIVIDING = 2e-4  # of the squared outputs lost without: dividing takes another pass over the inputs
 DAMPING = 0.01  # of the mean of the inputs' second moments, as in GPTQ
 BLOCK = 64  # rows whose error is carried on one by one before the rest sees it
 
@@ -55,6 +55,7 @@ def fit_input(inputs: np.ndarray, weight: np.ndarray) -> Int8Input:
     channels of other inputs leave the range.
     """
     exact = inputs @ weight
+    unnoticed = WORTH_DIVIDING * float(np.square(exact).sum())
     best: tuple[float, Int8Input] | None = None
     for threshold in THRESHOLDS:
         found = _divided_above(threshold, inputs)
@@ -62,7 +63,9 @@ def fit_input(inputs: np.ndarray, weight: np.ndarray) -> Int8Input:
         scales = column_scales(scaled)
         error = float(np.square(found.rounded(inputs) @ (np.rint(scaled / scales) * scales) - exact).sum())
         if best is None or error < best[0]:
-            best = error if best else WORTH_DIVIDING * error, found
+            best = error, found
+        if found.factors is None and error <= unnoticed:
+            break
     assert best is not None
     return best[1]
 
