@@ -23,6 +23,7 @@ from data.splits import split_pairs
 if TYPE_CHECKING:
     from data.pairs import ImageTextPair
     from dual_encoder.bundle import Bundle
+    from dual_encoder.engines import Engine
     from dual_encoder.runtime import Runtime
 
 TOWER = "text_tower"
@@ -102,17 +103,12 @@ def quantised(bundle: Bundle, captions: Sequence[str]) -> bytes:
 def measure(bundle: Bundle, graph: bytes, pairs: Sequence[ImageTextPair]) -> dict[str, Any]:
     """Recall@10 of both on the pairs, and the speed of int8 against float32 on their captions, taking turns."""
     from dual_encoder.embedded_pairs import embed_pairs
-    from dual_encoder.engines import OnnxEngine, run_on_texts
+    from dual_encoder.engines import run_on_texts
     from dual_encoder.metrics import retrieval_metrics
-    from dual_encoder.runtime import Runtime
 
-    runtime = Runtime.load(bundle.path, engine="onnxruntime")
+    runtime, engine = _both(bundle, graph)
     embedded = embed_pairs(runtime, pairs)
     _require_images(len(embedded.pairs))
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "int8.onnx"
-        path.write_bytes(graph)
-        engine = OnnxEngine(path)
     captions = embedded.table.captions
     found = run_on_texts(engine, runtime.tokenizer, captions)
     recall = {
@@ -131,6 +127,23 @@ def measure(bundle: Bundle, graph: bytes, pairs: Sequence[ImageTextPair]) -> dic
         },
         "speed": {str(batch): _speed(runtime, engine, captions, batch) for batch in BATCHES},
     }
+
+
+def speed(bundle: Bundle, graph: bytes, texts: Sequence[str]) -> dict[int, float]:
+    """How many times as fast as in float32 the text tower is, by the size of a batch of these texts."""
+    runtime, engine = _both(bundle, graph)
+    return {batch: _speed(runtime, engine, texts, batch) for batch in BATCHES}
+
+
+def _both(bundle: Bundle, graph: bytes) -> tuple[Runtime, Engine]:
+    """The bundle in float32, and the engine of its text tower in int8."""
+    from dual_encoder.engines import OnnxEngine
+    from dual_encoder.runtime import Runtime
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "int8.onnx"
+        path.write_bytes(graph)
+        return Runtime.load(bundle.path, engine="onnxruntime"), OnnxEngine(path)
 
 
 def _require_images(count: int) -> None:
