@@ -114,8 +114,8 @@ def _onnx_session(file: int, threads: int, spin: int = SPIN_MICROSECONDS) -> Any
     # comes an eighth; but by default they would go on for 20 ms, on cores that decoding and searches need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin))
-    graph = os.pread(file, os.fstat(file).st_size, 0)
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    # By its descriptor: the same file, without a copy in memory.
+    return onnxruntime.InferenceSession(f"/dev/fd/{file}", options, providers=["CPUExecutionProvider"])
 
 
 class KerasEngine:
