@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from data.array_files import load_array
 from data.durable import changed_files, digest_json, directory_digests, publish_directory, readable_json, write_json
 from data.errors import BundleError
 from data.images import ImagePreprocessing
@@ -78,7 +79,7 @@ class Bundle:
         settings = self.manifest.get("hubness")
         if settings is None:
             return None
-        return HubnessCorrection(np.load(self.path / QUERY_BANK, allow_pickle=False), **settings)
+        return HubnessCorrection(load_array(self.path / QUERY_BANK), **settings)
 
     @property
     def half_precision(self) -> str:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from data.array_files import undisturbed
 from data.console import say
 from data.durable import naming_file
 
@@ -181,13 +182,17 @@ def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, type and offset of the rows; `ValueError` for a file that a store did not write."""
-    with path.open("rb") as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("not of this version")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        if fortran or dtype.hasobject or len(shape) < 2:
-            raise ValueError("not rows of numbers")
-        return shape, dtype, file.tell()
+
+    def read() -> tuple[tuple[int, ...], np.dtype, int]:
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("not of this version")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            if fortran or dtype.hasobject or len(shape) < 2:
+                raise ValueError("not rows of numbers")
+            return shape, dtype, file.tell()
+
+    return undisturbed(read)
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.array_files import load_array
 from data.durable import cache_directory, canonical_json, write_atomic
 from dual_encoder import pair_scores
 from dual_encoder.pair_scores import Part, Scorer, Scores
@@ -54,7 +55,7 @@ def digest_of(part: Part) -> str:
 def _read(path: Path, captions: int) -> np.ndarray | None:
     """Scores (2, B, K), or None where they are not, or damaged."""
     try:
-        found = np.load(path, allow_pickle=False)
+        found = load_array(path)
     except (OSError, ValueError, EOFError):
         return None
     return found if found.ndim == 3 and found.shape[:2] == (2, captions) else None

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+from data.array_files import load_array
 from data.errors import SnapshotError
 
 _log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def rebuild(index: Path) -> str:
             shutil.copyfile(path / file, directory / file)
         queries = np.empty((0, manifest.width), np.float16)
         if not changed_files(path, {QUERIES: files[QUERIES]}):
-            queries = np.load(path / QUERIES, allow_pickle=False)
+            queries = load_array(path / QUERIES)
         certificate = index_staged(directory, queries, manifest.dimension, Tuning.of(manifest.index))
         now = datetime.now(UTC).isoformat()
         return publish(index, directory, dataclasses.replace(manifest, index=certificate, create_time=now, former=name))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.array_files import load_arrays
 from data.digest_memo import DigestMemo, FileStamp
 from data.durable import write_atomic
 from data.loading import map_ordered, with_digests
@@ -89,8 +90,7 @@ class EmbeddingJob:
     def vectors(self) -> Iterator[np.ndarray]:
         """The embeddings of the finished run, (B, D) float32 for each shard, in the order of the outcomes."""
         for number, rows in enumerate(self._rows):
-            with np.load(self.path(number), allow_pickle=False) as stored:
-                vectors = stored["vectors"]
+            vectors = load_arrays(self.path(number))["vectors"]
             shape = (rows, self.runtime.embedding_dim)
             if vectors.shape != shape or vectors.dtype != np.float32:
                 raise ValueError(f"expected float32 {shape} in shard {number}; it has changed meanwhile")

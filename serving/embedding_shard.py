@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from data.array_files import load_arrays
 from data.digest_memo import DigestMemo, FileStamp
 from data.durable import digest_bytes, digest_json
 from data.errors import ImageError
@@ -91,11 +92,11 @@ class Shard:
         Whether the images are still the same, their digests tell.
         """
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                if str(stored["asked"]) != asked(fingerprint, pairs):
-                    return None
-                digests, rejected = (json.loads(str(stored[name])) for name in ("digests", "rejected"))
-                vectors = stored["vectors"]
+            stored = load_arrays(content)
+            if str(stored["asked"]) != asked(fingerprint, pairs):
+                return None
+            digests, rejected = (json.loads(str(stored[name])) for name in ("digests", "rejected"))
+            vectors = stored["vectors"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         outcomes = [

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from data.array_files import load_array
 from data.durable import digest_bytes, directory_digests, naming_file, publish_directory, write_atomic
 from data.errors import SnapshotError
 from serving.attribute_columns import write_columns
@@ -70,7 +71,7 @@ def index_staged(
 
     Returns the index's certificate as JSON; see `index_recall.build_verified`.
     """
-    vectors = np.load(staged / VECTORS, mmap_mode="r", allow_pickle=False)
+    vectors = load_array(staged / VECTORS, mapped=True)
     with naming_file(staged / QUERIES), (staged / QUERIES).open("wb") as file:
         np.save(file, queries.astype(np.float16), allow_pickle=False)
     with closing(Catalog(staged / CATALOG)) as catalog:

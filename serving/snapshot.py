@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from data.array_files import load_array
 from data.durable import changed_files, digest_bytes
 from data.errors import FingerprintMismatch, SnapshotError
 from serving.attribute_columns import AttributeColumns
@@ -228,7 +229,7 @@ def _load(path: Path, manifest: Manifest, held: contextlib.ExitStack) -> Snapsho
         shape = (manifest.image_count, manifest.width)
         if vectors.shape != shape or vectors.dtype != np.float16:
             raise _altered(path, f"{VECTORS} holds {vectors.dtype} {vectors.shape} instead of float16 {shape}")
-        queries = np.load(path / QUERIES, allow_pickle=False)
+        queries = load_array(path / QUERIES)
         search_index = load_certified(path / FAISS, vectors, manifest.index) if len(vectors) else None
         catalog = Catalog(path / CATALOG)
         opened.callback(catalog.close)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.array_files import load_array
 from data.durable import naming_file
 from serving.catalog import Catalog, CatalogEntry, entry_columns, naming_database, new_catalog
 from serving.vector_store import Upsert
@@ -129,7 +130,7 @@ class StagedSnapshot:
 
 def staged_upserts(directory: Path, dimension: int) -> Iterator[Upsert]:
     """What `finish` wrote, image by image in the order of their ids, for a store of another kind; `dimension` is D."""
-    vectors = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
+    vectors = load_array(directory / VECTORS, mapped=True)
     with closing(Catalog(directory / CATALOG)) as catalog:
         for entry in catalog:
             kept = np.asarray(vectors[entry.row])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data import console, html_page
+from data.array_files import load_array
 from data.errors import SourceError
 
 if TYPE_CHECKING:
@@ -211,14 +212,14 @@ def _read(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, int]:
             texts = [caption for entry in snapshot.catalog for caption in entry.captions if caption.strip()]
         snapshot.close()
     else:
-        vectors = np.load(options.vectors, mmap_mode="r", allow_pickle=False)
+        vectors = load_array(options.vectors, mapped=True)
         embedding_dim = vectors.shape[1]
     if texts is not None:
         queries = _embedded(texts, options.bundle)
     elif options.queries == "captions":
         raise SourceError("an index whose captions are queries", "--vectors without captions", "give --queries FILE")
     else:
-        queries = np.load(options.queries, allow_pickle=False).astype(np.float32)
+        queries = load_array(options.queries).astype(np.float32)
     if len(queries) < FEWEST_QUERIES:
         raise SourceError(f"at least {FEWEST_QUERIES} queries", f"{len(queries)}", "give more texts")
     if queries.shape[1] < vectors.shape[1]:  # images have offsets: texts ask with one more component

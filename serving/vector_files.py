@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from data.array_files import load_array
 from data.attributes import attributes_from_json
 from data.errors import SourceError
 from serving.catalog import CatalogEntry
@@ -47,7 +48,7 @@ class VectorFile:
     def numpy(cls, vectors: Path, ids: Path, dimension: int) -> VectorFile:
         """`vectors` holds (N, D) floats; `ids` a line for each: an id, or in a .jsonl file an object."""
         try:
-            array = np.load(vectors, mmap_mode="r", allow_pickle=False)
+            array = load_array(vectors, mapped=True)
         except (OSError, ValueError, EOFError) as error:
             raise SourceError(
                 f"a .npy file of numbers in {vectors}", f"{error}"[:200], "write it with numpy.save"

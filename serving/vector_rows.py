@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.array_files import load_array
+
 FEW = 2_048  # rows that are read one by one; more are a scan
 
 
@@ -24,7 +26,7 @@ class MappedVectors(np.memmap):
 
 def map_vectors(path: Path) -> MappedVectors:
     """The vectors in a .npy file; `OSError` or `ValueError` when it is none."""
-    vectors = np.load(path, mmap_mode="r", allow_pickle=False).view(MappedVectors)
+    vectors = load_array(path, mapped=True).view(MappedVectors)
     descriptor = os.open(path, os.O_RDONLY)
     weakref.finalize(vectors, os.close, descriptor)
     vectors.descriptor = descriptor
