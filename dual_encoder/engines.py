@@ -26,6 +26,8 @@ TEXT_BATCH = 64
 SPIN_MICROSECONDS = 2_000
 SHARED_SPIN_MICROSECONDS = 200  # bridges the parts of a run, and leaves the core to what comes after it
 ROWS_OF_A_CORE = 4  # with fewer, dividing a batch among cores gains nothing
+# From this share on of runs that found another under way, threads that wait for each other lose their cores to others.
+CROWDED, _NEWEST = 0.25, 1 / 16
 _WINDOW = 32 * TEXT_BATCH  # texts that are tokenised together and sorted by their length
 _TOKENS_OF_A_RUN = 16  # what every run costs beyond its tokens, as tokens of a small batch
 
@@ -48,8 +50,9 @@ class OnnxEngine:
     A batch with `ROWS_OF_A_CORE` rows or more for each of `threads`, by default all cores, is divided among them: each
     computes its rows by itself, so that none waits for another after every product. Smaller ones are computed by all
     threads together. An engine that is made `shared` gives a run beside another one thread: both do more than one after
-    the other. Cores that compute by themselves have weights of their own in common, loaded with the first such run, or
-    at once by an engine that is shared; they are the same weights even if another model has taken the file's place.
+    the other; and every run, while it is `CROWDED`. Cores that compute by themselves have weights of their own in
+    common, loaded with the first such run, or at once by an engine that is shared; they are the same weights even if
+    another model has taken the file's place.
     """
 
     name = "onnxruntime"
@@ -63,7 +66,7 @@ class OnnxEngine:
         self._wide = _onnx_session(self._file, self._threads, spin)
         self.input_names = [entry.name for entry in self._wide.get_inputs()]
         self._alone: Any = None if self._threads > 1 else self._wide
-        self._running, self._lock = 0, threading.Lock()
+        self._running, self._crowded, self._lock = 0, 0.0, threading.Lock()
         if shared:
             self._on_one_core()
 
@@ -75,14 +78,17 @@ class OnnxEngine:
             inputs = {name: inputs[name] for name in self.input_names}
         with self._lock:
             self._running += 1
-            beside_another = self._shared and self._running > 1
+            beside_another = self._running > 1
+            self._crowded += _NEWEST * (beside_another - self._crowded)
+            crowded = self._crowded > CROWDED
         try:
-            if beside_another:
+            if self._shared and beside_another:
                 return self._on_one_core().run(None, inputs)[0]
             rows = len(next(iter(inputs.values())))
             if self._threads > 1 and rows >= ROWS_OF_A_CORE * self._threads:
                 return self._divided(inputs, rows)
-            return self._wide.run(None, inputs)[0]
+            session = self._on_one_core() if self._shared and crowded else self._wide
+            return session.run(None, inputs)[0]
         finally:
             with self._lock:
                 self._running -= 1

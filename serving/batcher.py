@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from serving.overload import Overloaded
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# How much the newest batch counts in the average time of an item.
+# How much the newest full batch counts in the average time of an item; smaller ones count less.
 _NEWEST = 0.2
+
+# Of a batch, what bulk items may have while others wait too, so that they come to their turn however many others come.
+BULK_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,29 @@ class QueueLimits:
     bulk_seconds: float = 10.0
 
 
+class Turn:
+    """How many batches may run at a time, of all batchers that share it: who waited longest goes first."""
+
+    def __init__(self, count: int = 1) -> None:
+        self._free = count
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def take(self, otherwise: Callable[[], None]) -> bool:
+        """Take one of the places; where none is free, `otherwise` is called when one may be."""
+        if self._free:
+            self._free -= 1
+            return True
+        if otherwise not in self._waiting:
+            self._waiting.append(otherwise)
+        return False
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self._free += 1
+        while self._free and self._waiting:
+            self._waiting.popleft()()
+
+
 class Batcher(Generic[T, R]):
     """Maps items to results by `run`, which takes a list of at most `max_batch` and returns a result for each.
 
@@ -41,14 +69,15 @@ class Batcher(Generic[T, R]):
     the next batch. Bulk items run, at most `bulk_batch` at once, when no other waits, and leave a lane to others if
     there are several, so that a caller who waits never waits for much of them. Entries whose caller has gone, or whose
     deadline has passed, are dropped before a batch is drawn. Batchers that share a `turn` run as many batches at a time
-    as it admits, all of them together. Belongs to one event loop.
+    as it admits, all of them together. Belongs to one event loop; it runs callbacks on that and no tasks, for each step
+    of a task is another pass of the loop that somebody waits for.
     """
 
     def __init__(
         self,
         run: Callable[[list[T]], Sequence[R]],
         executor: Executor,
-        turn: asyncio.Semaphore,
+        turn: Turn,
         max_batch: int,
         bulk_batch: int | None = None,
         limits: QueueLimits | None = None,
@@ -63,7 +92,6 @@ class Batcher(Generic[T, R]):
         self._running: list[int] = []  # the sizes of the batches that run
         self._bulk_runs = 0
         self._item_seconds = 0.0  # of late, in full batches and lanes; 0 before the first
-        self._drainers: set[asyncio.Task[None] | None] = set()
 
     @property
     def waiting(self) -> int:
@@ -76,21 +104,18 @@ class Batcher(Generic[T, R]):
         `Overloaded`, at once, when too many wait, or when those that wait will not be done by the deadline. An
         exception of `run` reaches every caller of that batch.
         """
-        loop = asyncio.get_running_loop()
-        if (refusal := self.refusal(len(items), deadline, bulk=bulk)) is not None:
-            raise refusal
-        queue = self._bulk if bulk else self._waiting
-        entries: list[_Entry[T, R]] = [_Entry(item, deadline, loop.create_future()) for item in items]
-        queue.extend(entries)
-        if len(self._drainers) < self._lanes:
-            self._drainers.add(loop.create_task(self._drain()))
+        futures = self._put(items, deadline, bulk)
         try:
-            if len(entries) == 1:
-                return [await entries[0].future]
-            return await asyncio.gather(*(entry.future for entry in entries))
+            if len(futures) == 1:
+                return [await futures[0]]
+            return await asyncio.gather(*futures)
         finally:
-            for entry in entries:
-                entry.future.cancel()  # no effect on those that are done
+            for future in futures:
+                future.cancel()  # no effect on those that are done
+
+    def start(self, item: T, deadline: float | None = None, *, bulk: bool = False) -> asyncio.Future[R]:
+        """As `submit`, for one item: its result to be awaited, or cancelled when nobody waits for it any more."""
+        return self._put([item], deadline, bulk)[0]
 
     def refusal(self, count: int = 1, deadline: float | None = None, *, bulk: bool = False) -> Overloaded | None:
         """What `submit` would raise now: `count` items would wait too long. What finds nothing before it never does."""
@@ -109,26 +134,30 @@ class Batcher(Generic[T, R]):
                 return Overloaded(f"{late:.2g} s of work, longer than the deadline of this one", retry_after)
         return None
 
-    async def _drain(self) -> None:
-        """Run one batch after the other until nothing waits."""
+    def _put(self, items: Sequence[T], deadline: float | None, bulk: bool) -> list[asyncio.Future[R]]:
+        if (refusal := self.refusal(len(items), deadline, bulk=bulk)) is not None:
+            raise refusal
         loop = asyncio.get_running_loop()
-        try:
-            while self._waiting or self._bulk_may_run:
-                async with self._turn:
-                    now = loop.time()
-                    if batch := self._draw(self._waiting, self.max_batch, now):
-                        await self._run_batch(loop, batch)
-                    elif self._bulk_may_run and (batch := self._draw(self._bulk, self.bulk_batch, now)):
-                        self._bulk_runs += 1
-                        try:
-                            await self._run_batch(loop, batch)
-                        finally:
-                            self._bulk_runs -= 1
-        finally:
-            self._drainers.discard(asyncio.current_task())
-            if not self._drainers:
-                for entry in (*self._waiting, *self._bulk):  # only when the loop is shutting down
-                    entry.future.cancel()
+        entries: list[_Entry[T, R]] = [_Entry(item, deadline, loop.create_future()) for item in items]
+        (self._bulk if bulk else self._waiting).extend(entries)
+        self._begin()
+        return [entry.future for entry in entries]
+
+    def _begin(self) -> None:
+        """Run batches of what waits, as many as may run."""
+        while len(self._running) < self._lanes and (self._waiting or self._bulk_may_run):
+            if not self._turn.take(self._begin):
+                return
+            now = asyncio.get_running_loop().time()
+            batch, bulk = self._draw(self._waiting, self.max_batch, now), False
+            if batch:
+                batch += self._draw(self._bulk, int(BULK_SHARE * len(batch)), now)
+            elif self._bulk_may_run:
+                batch, bulk = self._draw(self._bulk, self.bulk_batch, now), True
+            if batch:
+                self._run_batch(batch, bulk)
+            else:
+                self._turn.leave()
 
     @property
     def _bulk_may_run(self) -> bool:
@@ -147,29 +176,48 @@ class Batcher(Generic[T, R]):
                 batch.append(entry)
         return batch
 
-    async def _run_batch(self, loop: asyncio.AbstractEventLoop, batch: list[_Entry[T, R]]) -> None:
+    def _run_batch(self, batch: list[_Entry[T, R]], bulk: bool) -> None:
+        loop = asyncio.get_running_loop()
         began = loop.time()
+
+        def ended(done: Future[Sequence[R]]) -> None:  # in the thread that ran it
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                loop.call_soon_threadsafe(self._end_batch, batch, bulk, began, done)
+
         self._running.append(len(batch))
+        self._bulk_runs += bulk
         try:
-            results = await loop.run_in_executor(self._executor, self._run, [entry.item for entry in batch])
-        except Exception as error:  # whatever it is, it belongs to the callers
-            for entry in batch:
-                if not entry.future.done():
-                    entry.future.set_exception(error)
-            return
-        finally:
-            lanes = len(self._running)
-            self._running.remove(len(batch))
-        self._note(len(batch), (loop.time() - began) / lanes)
+            running = self._executor.submit(self._run, [entry.item for entry in batch])
+        except RuntimeError as error:  # the threads have been stopped
+            running = Future()
+            running.set_exception(error)
+        running.add_done_callback(ended)
+
+    def _end_batch(self, batch: list[_Entry[T, R]], bulk: bool, began: float, done: Future[Sequence[R]]) -> None:
+        """Let the next batch run, and give the results of this one to those who wait for them."""
+        seconds, lanes = asyncio.get_running_loop().time() - began, len(self._running)
+        self._running.remove(len(batch))
+        self._bulk_runs -= bulk
+        failed = done.cancelled() or done.exception() is not None
+        if not failed:
+            self._note(len(batch), seconds / lanes)
+        self._turn.leave()
+        self._begin()
+        results = itertools.repeat(None, len(batch)) if failed else done.result()
         for entry, result in zip(batch, results, strict=True):
-            if not entry.future.done():
-                entry.future.set_result(result)
+            if entry.future.done():
+                continue
+            if done.cancelled():
+                entry.future.cancel()
+            elif (error := done.exception()) is not None:  # whatever it is, it belongs to the callers
+                entry.future.set_exception(error)
+            else:
+                entry.future.set_result(cast(R, result))
 
     def _note(self, count: int, seconds: float) -> None:
-        """Learn what an item takes when many wait: small batches say little about that."""
-        if 2 * count >= self.bulk_batch or not self._item_seconds:
-            newest = seconds / count
-            self._item_seconds += (newest - self._item_seconds) * (_NEWEST if self._item_seconds else 1)
+        """Learn what an item takes, above all when many wait."""
+        weight = _NEWEST * min(1.0, count / self.bulk_batch) if self._item_seconds else 1.0
+        self._item_seconds += weight * (seconds / count - self._item_seconds)
 
 
 def _rounded(seconds: float) -> float:

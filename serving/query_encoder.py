@@ -1,4 +1,5 @@
-"""From queries to vectors: embeds texts and images in batches, once for all who ask the same; knows no index.
+"""From queries to vectors: embeds texts and images in batches, once for all who ask the same; knows no index, but lets
+what follows on a text's vector be done where it was made.
 
 Belongs to the event loop that first uses it.
 """
@@ -13,14 +14,15 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.durable import digest_bytes
 from data.errors import ImageError, QueryError
 from data.images import ImagePreprocessing, load_pixels
-from serving.batcher import Batcher, QueueLimits
+from serving.batcher import Batcher, QueueLimits, Turn
 from serving.overload import Overloaded
 from serving.queries import (
     MAX_PARTS,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 # Images cost many times what texts do; small batches keep a text from waiting long behind them.
 TEXT_BATCH, IMAGE_BATCH = 32, 8
 BULK_TEXT_BATCH = 16
+LANE_BATCH = 8  # texts of a core that runs batches of its own: more at once do not do more, and take longer
 NICER = 5  # steps, which leave a third of the processor time of what it competes with
 KEPT_EMBEDDINGS = 10_000  # 15 MB of 384 components
 
@@ -53,6 +56,8 @@ KEPT_EMBEDDINGS = 10_000  # 15 MB of 384 components
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
 
 Decode = Callable[[bytes], Awaitable[np.ndarray]]
+Then = Callable[["EncodedQuery"], Any]
+Follow = Callable[[list[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,20 @@ class EncodedQuery:
     by_text: float
 
 
+@dataclass(slots=True)
+class _Text:
+    """A text to embed; where wanted, what `QueryEncoder`'s `follow` is given for its vector, and what that made."""
+
+    text: str
+    then: Then | None = None
+    followed: Any = None
+
+
 class QueryEncoder:
     """Embeds what clients send. Deadlines are moments on the event loop's clock.
 
     `decode` turns an encoded image into pixels or raises `ImageError`; `vector_of` gives the vector of an indexed one.
+    `follow` does what follows on the vectors of a batch of texts, in the same thread (see `encode_text`).
     """
 
     def __init__(
@@ -79,18 +94,19 @@ class QueryEncoder:
         workers: WorkPool,
         vector_of: Callable[[str], np.ndarray],
         decode: Decode | None = None,
+        follow: Follow | None = None,
     ) -> None:
         self._runtime, self._workers, self._vector_of = runtime, workers, vector_of
         self._decode = decode or _decoding_here(workers, runtime.preprocessing)
         lanes = runtime.runs_at_once
         self._inference = ThreadPoolExecutor(lanes, thread_name_prefix="inference", initializer=_give_way)
-        turn = asyncio.Semaphore(lanes)
-        self.texts: Batcher[str, np.ndarray] = Batcher(
-            lambda texts: list(runtime.embed_texts(texts)),
+        turn = Turn(lanes)
+        self.texts: Batcher[_Text, np.ndarray] = Batcher(
+            partial(_embed_and_follow, runtime, follow),
             self._inference,
             turn,
-            TEXT_BATCH,
-            BULK_TEXT_BATCH,
+            TEXT_BATCH if lanes == 1 else LANE_BATCH,
+            BULK_TEXT_BATCH if lanes == 1 else LANE_BATCH,
             lanes=lanes,
         )
         self.images: Batcher[np.ndarray, np.ndarray] = Batcher(
@@ -120,13 +136,25 @@ class QueryEncoder:
         )
         return _composed(parts, [weight for _, weight in query.parts])
 
+    async def encode_text(
+        self, text: str, then: Then, deadline: float | None = None, *, bulk: bool = False
+    ) -> tuple[EncodedQuery, Any]:
+        """As `encode`, and what follows, if the text is embedded now for this caller; None where its vector was known.
+
+        `then` makes of the vector what `follow` is given, together with what others of the batch wait for: a change of
+        threads less for each.
+        """
+        asked = _Text(text, then)
+        vector = await self._text(asked, "query.text", deadline, bulk)
+        return EncodedQuery(vector, 1.0), asked.followed
+
     async def embed_texts(
         self, texts: Sequence[str], deadline: float | None = None, *, bulk: bool = True
     ) -> np.ndarray:
         """Embeddings (B, D) float32 of texts; `QueryError` names the first that breaks a limit."""
         for position, text in enumerate(texts):
             check_text(f"texts[{position}]", text)
-        return np.stack(await self.texts.submit(texts, deadline, bulk=bulk))
+        return np.stack(await self.texts.submit([_Text(text) for text in texts], deadline, bulk=bulk))
 
     async def embed_images(self, images: Sequence[bytes], field: str, deadline: float | None = None) -> np.ndarray:
         """Embeddings (B, D) float32 of encoded images; `ImageRefused` names the first that cannot be decoded.
@@ -143,7 +171,7 @@ class QueryEncoder:
 
     async def _encode(self, query: Example, field: str, deadline: float | None, bulk: bool) -> EncodedQuery:
         if isinstance(query, TextQuery):
-            return EncodedQuery(await self._text(query.text, f"{field}.text", deadline, bulk), 1.0)
+            return EncodedQuery(await self._text(_Text(query.text), f"{field}.text", deadline, bulk), 1.0)
         if isinstance(query, ImageQuery):
             return EncodedQuery(await self._image(query.data, f"{field}.image", deadline, bulk), 0.0)
         if isinstance(query, ImageIdQuery):
@@ -152,27 +180,21 @@ class QueryEncoder:
             return EncodedQuery(await self._workers.run(lambda: self._vector_of(image_id), deadline), 0.0)
         return EncodedQuery(unit_vector(f"{field}.vector", query.values, self._runtime.embedding_dim), 0.0)
 
-    async def _text(self, text: str, field: str, deadline: float | None, bulk: bool) -> np.ndarray:
-        key = f"text {text}"
+    async def _text(self, asked: _Text, field: str, deadline: float | None, bulk: bool) -> np.ndarray:
+        key = f"text {asked.text}"
         kept = self.kept.peek(key)
         if kept is not None:
             return kept
-        check_text(field, text)
-        if not self.kept.is_made(key) and (refusal := self.texts.refusal(1, deadline, bulk=bulk)) is not None:
-            raise refusal  # before anything is made for it
-
-        async def embed() -> np.ndarray:
-            return (await self.texts.submit([text], deadline, bulk=bulk))[0]
-
-        return await self.kept.get(key, embed, deadline)
+        check_text(field, asked.text)
+        return await self.kept.get(key, lambda: self.texts.start(asked, deadline, bulk=bulk), deadline)
 
     async def _image(self, data: bytes, field: str, deadline: float | None, bulk: bool) -> np.ndarray:
         async def embed() -> np.ndarray:
             pixels = await self._pixels(field, data, deadline)
-            return (await self.images.submit([pixels], deadline, bulk=bulk))[0]
+            return await self.images.start(pixels, deadline, bulk=bulk)
 
         with self._holding(len(data)):
-            return await self.kept.get(f"image {digest_bytes(data)}", embed, deadline)
+            return await self.kept.get(f"image {digest_bytes(data)}", lambda: asyncio.ensure_future(embed()), deadline)
 
     @contextlib.contextmanager
     def _holding(self, size: int) -> Iterator[None]:
@@ -192,6 +214,17 @@ class QueryEncoder:
             return await self._decode(data)
         except ImageError as error:
             raise ImageRefused(field, error) from error
+
+
+def _embed_and_follow(runtime: Runtime, follow: Follow | None, texts: list[_Text]) -> list[np.ndarray]:
+    """The vector of each text; what `follow` makes of those that want it is noted with them."""
+    vectors = list(runtime.embed_texts([each.text for each in texts]))
+    if follow is not None:
+        wanted = [(each, each.then, vector) for each, vector in zip(texts, vectors, strict=True) if each.then]
+        made = follow([then(EncodedQuery(vector, 1.0)) for _, then, vector in wanted]) if wanted else ()
+        for (each, _, _), one in zip(wanted, made, strict=True):
+            each.followed = one
+    return vectors
 
 
 def _give_way() -> None:

@@ -5,7 +5,6 @@ Example: `answer = await SearchEngine(runtime, store).search(TextQuery("a red bi
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -14,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving.batcher import Batcher, QueueLimits
+from serving.batcher import Batcher, QueueLimits, Turn
 from serving.filter_syntax import parse
 from serving.held_views import HeldViews
 from serving.image_changes import ImageChanges
 from serving.image_lookup import ImageLookup
 from serving.kept_answers import KeptAnswers
-from serving.queries import MAX_IMAGES, MAX_TEXTS, Query, SearchOptions, check_count
-from serving.query_encoder import Decode, QueryEncoder
-from serving.searches import Search, SearchAnswer, Timings, answers
+from serving.queries import MAX_IMAGES, MAX_TEXTS, Query, SearchOptions, TextQuery, check_count
+from serving.query_encoder import Decode, EncodedQuery, QueryEncoder
+from serving.searches import Search, SearchAnswer, Timings, answers, is_short
 from serving.work_pool import WorkPool
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ SEARCH_QUEUE = QueueLimits(seconds=1.0)
 class SearchEngine:
     """One model and a store of its embeddings. Belongs to the event loop that first uses it.
 
-    Embedding and short searches run in batches of what waits for them, decoding and other searches one by one, on as
-    many threads as there are cores.
+    Texts are embedded in batches of what waits, and searched for where they were embedded; short searches for other
+    queries run in batches too, decoding and other searches one by one, on as many threads as there are cores.
     Deadlines are moments on the event loop's clock; what has not begun by then is a `TimeoutError`, and what has no
     prospect of being done by then, or finds too much waiting, is `overload.Overloaded`.
     """
@@ -49,14 +48,15 @@ class SearchEngine:
         self.store = store
         self.workers = WorkPool("search")
         # Nothing here refers back to the engine: it and the model are gone with their last user, without a collection.
-        self.encoder = QueryEncoder(runtime, self.workers, partial(_vector_of, store), decode)
         self._calibration: Calibration | None = runtime.calibration
         self._views = HeldViews(store)
+        answer = partial(answers, self._views)
+        self.encoder = QueryEncoder(runtime, self.workers, partial(_vector_of, store), decode, answer)
         threads = self.workers.threads
         self.searches: Batcher[Search, SearchAnswer | Exception] = Batcher(
-            partial(answers, self._views),
+            answer,
             self.workers.pool,
-            asyncio.Semaphore(threads),
+            Turn(threads),
             SEARCH_BATCH,
             limits=SEARCH_QUEUE,
             lanes=threads,
@@ -80,12 +80,20 @@ class SearchEngine:
             return dataclasses.replace(kept, timings=Timings(0.0, 0.0, 0.0, 0.0, time.perf_counter() - began))
         filter_text = options.filter_text
         where = await self.workers.run(lambda: parse(filter_text), deadline) if filter_text.strip() else None
-        encoded = await self.encoder.encode(query, deadline, bulk=bulk)
-        search = Search(encoded, options, where, query, None if where else self._calibration, began)
-        if search.short:
-            (answer,) = await self.searches.submit([search], deadline, bulk=bulk)
+        calibration, short = None if where else self._calibration, is_short(options, where)
+
+        def search(encoded: EncodedQuery) -> Search:
+            return Search(encoded, options, where, query, calibration, began)
+
+        answer: SearchAnswer | Exception | None = None
+        if short and isinstance(query, TextQuery):
+            encoded, answer = await self.encoder.encode_text(query.text, search, deadline, bulk=bulk)
         else:
-            (answer,) = await self.workers.run(lambda: answers(self._views, [search]), deadline)
+            encoded = await self.encoder.encode(query, deadline, bulk=bulk)
+        if answer is None and short:
+            (answer,) = await self.searches.submit([search(encoded)], deadline, bulk=bulk)
+        elif answer is None:
+            (answer,) = await self.workers.run(lambda: answers(self._views, [search(encoded)]), deadline)
         if isinstance(answer, Exception):
             raise answer
         self.kept.keep(query, options, answer)

@@ -96,11 +96,6 @@ class Search:
         return 1 if self.token is None else 1 + len(self.token.first) + self.token.given
 
     @property
-    def short(self) -> bool:
-        """Whether it is soon done, so that others may wait for it."""
-        return self.where is None and self.token is None and not self.options.exact and self.options.k <= SHORT_K
-
-    @property
     def asks(self) -> tuple[int, bool, float, float]:
         """What the index is asked for at first, beside the vector: how many, exactly, how much by text, how widely."""
         return self._candidates(self.options.k + 1), self.options.exact, self._by_text, self.options.oversampling
@@ -183,6 +178,11 @@ class Search:
         by_id = {hit.image_id: probability for hit, probability in zip(ordered, each, strict=True)}
         answered = float(self._calibration.answered(scores, len(view))[0])
         return [by_id[hit.image_id] for hit in page], answered
+
+
+def is_short(options: SearchOptions, where: Filter | None) -> bool:
+    """Whether such a search is soon done, so that others may wait for it."""
+    return where is None and not options.page_token and not options.exact and options.k <= SHORT_K
 
 
 def answers(views: HeldViews, searches: Sequence[Search]) -> list[SearchAnswer | Exception]:

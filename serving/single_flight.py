@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -21,19 +22,17 @@ class SingleFlight(Generic[K, V]):
     def __init__(self, size: int) -> None:
         self._size = size
         self._kept: OrderedDict[K, V] = OrderedDict()
-        self._flights: dict[K, tuple[asyncio.Task[V], list[None]]] = {}
+        self._flights: dict[K, _Flight[V]] = {}
         self.hits = self.misses = 0
 
-    async def get(self, key: K, make: Callable[[], Awaitable[V]], deadline: float | None = None) -> V:
-        """The value of `key`, made by `make` if there is none.
+    async def get(self, key: K, make: Callable[[], asyncio.Future[V]], deadline: float | None = None) -> V:
+        """The value of `key`, which `make` begins to make if there is none; what `make` raises is raised.
 
         `TimeoutError` of another's flight, whose deadline was sooner than `deadline` (event-loop time), is tried again.
         """
         while True:
-            if key in self._kept:
-                self.hits += 1
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            if (kept := self.peek(key)) is not None:
+                return kept
             joined = key in self._flights
             try:
                 return await self._fly(key, make)
@@ -49,31 +48,51 @@ class SingleFlight(Generic[K, V]):
             self._kept.move_to_end(key)
         return value
 
-    def is_made(self, key: K) -> bool:
-        """Whether somebody waits for the value already."""
-        return key in self._flights
-
-    async def _fly(self, key: K, make: Callable[[], Awaitable[V]]) -> V:
-        if key not in self._flights:
+    async def _fly(self, key: K, make: Callable[[], asyncio.Future[V]]) -> V:
+        flight = self._flights.get(key)
+        if flight is None:
             self.misses += 1
-            self._flights[key] = asyncio.ensure_future(self._make(key, make)), []
+            flight = self._flights[key] = _Flight(make())
+            flight.made.add_done_callback(partial(self._land, key, flight))
         else:
             self.hits += 1
-        task, passengers = self._flights[key]
-        passengers.append(None)
+        passenger: asyncio.Future[V] = asyncio.get_running_loop().create_future()
+        flight.passengers.append(passenger)
         try:
-            return await asyncio.shield(task)
+            return await passenger
         finally:
-            passengers.pop()
-            if not passengers:
-                task.cancel()  # no effect when it is done
+            flight.passengers.remove(passenger)
+            if not flight.passengers:
+                self._forget(key, flight)  # nobody joins what is given up
+                flight.made.cancel()  # no effect when it is done
 
-    async def _make(self, key: K, make: Callable[[], Awaitable[V]]) -> V:
-        try:
-            value = await make()
-            self._kept[key] = value
+    def _land(self, key: K, flight: _Flight[V], made: asyncio.Future[V]) -> None:
+        self._forget(key, flight)
+        failed = made.cancelled() or made.exception() is not None
+        if not failed:
+            self._kept[key] = made.result()
             while len(self._kept) > self._size:
                 self._kept.popitem(last=False)
-            return value
-        finally:
+        for passenger in flight.passengers:
+            if passenger.done():
+                continue
+            if made.cancelled():
+                passenger.cancel()
+            elif (error := made.exception()) is not None:
+                passenger.set_exception(error)
+            else:
+                passenger.set_result(made.result())
+
+    def _forget(self, key: K, flight: _Flight[V]) -> None:
+        if self._flights.get(key) is flight:
             del self._flights[key]
+
+
+class _Flight(Generic[V]):
+    """What is being made, and who waits for it."""
+
+    __slots__ = ("made", "passengers")
+
+    def __init__(self, made: asyncio.Future[V]) -> None:
+        self.made = made
+        self.passengers: list[asyncio.Future[V]] = []

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.batcher import Batcher, QueueLimits
+from serving.batcher import Batcher, QueueLimits, Turn
 from serving.overload import Overloaded
 
 
@@ -37,7 +37,7 @@ def run(scenario) -> None:
         gate = Gate()
         with ThreadPoolExecutor(1) as executor:
             try:
-                await asyncio.wait_for(scenario(Batcher(gate, executor, asyncio.Semaphore(1), max_batch=4), gate), 20)
+                await asyncio.wait_for(scenario(Batcher(gate, executor, Turn(1), max_batch=4), gate), 20)
             finally:
                 gate.opened.set()
 
@@ -160,7 +160,7 @@ def test_batchers_that_share_a_turn_alternate():
 
             return call
 
-        turn = asyncio.Semaphore(1)
+        turn = Turn(1)
         with ThreadPoolExecutor(2) as executor:
             texts = Batcher(runner("text"), executor, turn, max_batch=1)
             images = Batcher(runner("image"), executor, turn, max_batch=1)
@@ -237,7 +237,7 @@ def test_each_lane_runs_a_batch_and_what_comes_meanwhile_forms_the_next():
     async def main():
         gate = Gate()
         with ThreadPoolExecutor(2) as executor:
-            batcher = Batcher(gate, executor, asyncio.Semaphore(2), max_batch=4, lanes=2)
+            batcher = Batcher(gate, executor, Turn(2), max_batch=4, lanes=2)
             calls = []
             for item in (0, 1):
                 gate.started.clear()
@@ -257,7 +257,7 @@ def test_bulk_items_leave_a_lane_to_others():
     async def main():
         gate = Gate()
         with ThreadPoolExecutor(2) as executor:
-            batcher = Batcher(gate, executor, asyncio.Semaphore(2), max_batch=2, lanes=2)
+            batcher = Batcher(gate, executor, Turn(2), max_batch=2, lanes=2)
             bulk = asyncio.create_task(batcher.submit([1, 2, 3, 4], bulk=True))
             await gate.started.wait()
             gate.started.clear()
@@ -267,5 +267,56 @@ def test_bulk_items_leave_a_lane_to_others():
             gate.opened.set()
             assert await other == [90]
             assert await bulk == [10, 20, 30, 40]
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_bulk_items_have_a_part_of_each_batch_while_others_keep_coming():
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        first = await occupied(batcher, gate)
+        bulk = asyncio.create_task(batcher.submit([100, 200], bulk=True))
+        while not batcher._bulk:
+            await asyncio.sleep(0)
+        others = [await waiting(batcher, item) for item in range(1, 10)]
+        gate.opened.set()
+        await asyncio.gather(first, bulk, *others)
+        assert gate.batches == [[0], [1, 2, 3, 4, 100], [5, 6, 7, 8, 200], [9]]
+
+    run(scenario)
+
+
+def test_one_slow_batch_does_not_make_it_refuse_for_long():
+    """Batches that stay small, for all others are refused, tell all the same that items are quick again."""
+
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        batcher.bulk_batch, batcher._item_seconds = 16, 10.0
+        gate.opened.set()
+        for item in range(600):
+            await batcher.submit([item])
+        gate.opened.clear()
+        gate.started.clear()
+        first = await occupied(batcher, gate)
+        second = await waiting(batcher, 1)
+        gate.opened.set()
+        await asyncio.gather(first, second)
+
+    run(scenario)
+
+
+def test_results_reach_those_who_still_wait_when_the_threads_are_stopped():
+    async def main():
+        gate = Gate()
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(gate, executor, Turn(), max_batch=1)
+        first, second = asyncio.create_task(batcher.submit([1])), await waiting(batcher, 2)
+        await gate.started.wait()
+        stopping = asyncio.get_running_loop().run_in_executor(None, lambda: executor.shutdown(cancel_futures=True))
+        while not executor._shutdown:
+            await asyncio.sleep(0)
+        gate.opened.set()
+        assert await first == [10]
+        with pytest.raises(RuntimeError, match="shutdown"):
+            await second
+        await stopping
 
     asyncio.run(asyncio.wait_for(main(), 20))

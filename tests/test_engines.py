@@ -185,6 +185,33 @@ def test_runs_beside_another_have_a_thread_each_where_the_engine_is_shared(tiny_
     assert used == ["wide", "inner", "narrow", "wide"]
 
 
+def test_a_shared_engine_gives_every_run_one_thread_while_most_are_beside_another(tiny_bundle: Bundle) -> None:
+    path = tiny_bundle.engine_file("text_tower")
+    assert path is not None
+    engine = OnnxEngine(path, 2, shared=True)
+    inputs = {"ids": np.ones((1, 4), np.int32), "mask": np.ones((1, 4), np.int32)}
+    result, used = engine.run(inputs), []
+
+    class Session:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def run(self, outputs: None, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            used.append(self.name)
+            if len(used) % 2 and len(used) < 40:  # another begins meanwhile
+                engine.run(inputs)
+            return [result]
+
+    engine._alone, engine._wide = Session("narrow"), Session("wide")
+    for _ in range(20):
+        engine.run(inputs)
+    assert used[0] == "wide", "nobody was there before"
+    assert set(used[20:40]) == {"narrow"}
+    for _ in range(60):
+        engine.run(inputs)
+    assert used[-1] == "wide", "calm again"
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("rows", [engines.ROWS_OF_A_CORE * 3 - 1, engines.ROWS_OF_A_CORE * 3, 50])
 def test_a_large_batch_is_divided_among_cores_and_its_rows_keep_their_order(

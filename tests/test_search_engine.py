@@ -18,6 +18,7 @@ from data.errors import QueryError
 from data.images import load_pixels
 from dual_encoder.calibration import Calibration
 from protos.imageretrieval.v1 import query_pb2, search_service_pb2
+from serving import searches
 from serving.batcher import QueueLimits
 from serving.call_guard import CallGuard
 from serving.callers import Origin
@@ -503,6 +504,52 @@ def test_what_many_ask_at_once_is_embedded_once(index):
         assert {answer.hits[0].attributes["colour"] for answer in answers} == {"red", "blue"}
         await engine.search(TextQuery("red"))
         assert sorted(Counting.texts) == ["blue", "red"]
+        engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_text_is_searched_for_where_it_was_embedded_and_once_for_each_who_asks(index, monkeypatch):
+    """Who joins another's embedding, and who finds a kept one, has a search of his own."""
+
+    async def main():
+        engine = SearchEngine(ColourRuntime(), EmbeddedStore.open(index, RUNTIME.fingerprint, writable=False))
+        submit, searched = engine.searches.submit, []
+
+        async def noted(searches, deadline=None, *, bulk=False):
+            searched.extend(searches)
+            return await submit(searches, deadline, bulk=bulk)
+
+        monkeypatch.setattr(engine.searches, "submit", noted)
+        alone = await engine.search(TextQuery("red"), SearchOptions(k=3))
+        assert not searched
+        several = await asyncio.gather(*(engine.search(TextQuery("blue"), SearchOptions(k=k)) for k in (2, 4, 6)))
+        assert [len(answer.hits) for answer in several] == [2, 4, 6]
+        assert [search.options.k for search in searched] == [4, 6]
+        other = await engine.search(TextQuery("red"), SearchOptions(k=5))
+        assert [hit.image_id for hit in other.hits[:3]] == [hit.image_id for hit in alone.hits]
+        assert [search.options.k for search in searched] == [4, 6, 5]
+        engine.close()
+
+    asyncio.run(main())
+
+
+def test_what_goes_wrong_with_one_search_of_a_batch_is_told_to_its_caller_only(index, monkeypatch):
+    async def main():
+        engine = SearchEngine(ColourRuntime(), EmbeddedStore.open(index, RUNTIME.fingerprint, writable=False))
+        run = searches.Search.run
+
+        def faulty(self, view):
+            if self.options.k == 4:
+                raise ValueError("this one")
+            return run(self, view)
+
+        monkeypatch.setattr(searches.Search, "run", faulty)
+        found = await asyncio.gather(
+            *(engine.search(TextQuery(f"red {k}"), SearchOptions(k=k)) for k in (3, 4, 5)), return_exceptions=True
+        )
+        assert isinstance(found[1], ValueError)
+        assert [len(answer.hits) for answer in (found[0], found[2])] == [3, 5]
         engine.close()
 
     asyncio.run(main())

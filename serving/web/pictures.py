@@ -75,7 +75,7 @@ class Pictures:
             await self._workers.run(lambda: self._cache.put(name, small))
             return small
 
-        return await self._flights.get(name, make, deadline)
+        return await self._flights.get(name, lambda: asyncio.ensure_future(make()), deadline)
 
     async def _scaled(self, original: bytes, deadline: float | None) -> bytes:
         if self._decoder is None:
