@@ -55,6 +55,11 @@ class Turn:
             self._waiting.append(otherwise)
         return False
 
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for a place."""
+        return bool(self._waiting)
+
     def leave(self) -> None:
         """Give a place back."""
         self._free += 1
@@ -69,8 +74,9 @@ class Batcher(Generic[T, R]):
     the next batch. Bulk items run, at most `bulk_batch` at once, when no other waits, and leave a lane to others if
     there are several, so that a caller who waits never waits for much of them. Entries whose caller has gone, or whose
     deadline has passed, are dropped before a batch is drawn. Batchers that share a `turn` run as many batches at a time
-    as it admits, all of them together. Belongs to one event loop; it runs callbacks on that and no tasks, for each step
-    of a task is another pass of the loop that somebody waits for.
+    as it admits, all of them together. With `ahead`, so many more full batches are handed to the `executor`, which has
+    a thread for each lane: a thread then goes on at once, however late the event loop is. Belongs to one event loop; it
+    runs callbacks on that and no tasks, for each step of a task is another pass of the loop that somebody waits for.
     """
 
     def __init__(
@@ -82,14 +88,15 @@ class Batcher(Generic[T, R]):
         bulk_batch: int | None = None,
         limits: QueueLimits | None = None,
         lanes: int = 1,
+        ahead: int = 0,
     ) -> None:
         self._run, self._executor, self._turn = run, executor, turn
         self.max_batch, self.bulk_batch = max_batch, bulk_batch or max_batch
         self.limits = limits or QueueLimits()
         self._waiting: deque[_Entry[T, R]] = deque()
         self._bulk: deque[_Entry[T, R]] = deque()
-        self._lanes = lanes
-        self._running: list[int] = []  # the sizes of the batches that run
+        self._lanes, self._ahead = lanes, ahead
+        self._running: list[int] = []  # the sizes of the batches that run, or will without another word
         self._bulk_runs = 0
         self._item_seconds = 0.0  # of late, in full batches and lanes; 0 before the first
 
@@ -145,8 +152,11 @@ class Batcher(Generic[T, R]):
 
     def _begin(self) -> None:
         """Run batches of what waits, as many as may run."""
-        while len(self._running) < self._lanes and (self._waiting or self._bulk_may_run):
-            if not self._turn.take(self._begin):
+        while self._waiting or self._bulk_may_run:
+            in_lane = len(self._running) < self._lanes
+            if not in_lane and not self._may_run_ahead:
+                return
+            if in_lane and not self._turn.take(self._begin):
                 return
             now = asyncio.get_running_loop().time()
             batch, bulk = self._draw(self._waiting, self.max_batch, now), False
@@ -156,8 +166,14 @@ class Batcher(Generic[T, R]):
                 batch, bulk = self._draw(self._bulk, self.bulk_batch, now), True
             if batch:
                 self._run_batch(batch, bulk)
-            else:
+            elif in_lane:
                 self._turn.leave()
+
+    @property
+    def _may_run_ahead(self) -> bool:
+        """Whether one more may wait in the executor: what is as full as it may be gains nothing by waiting here."""
+        room = len(self._running) < self._lanes + self._ahead
+        return room and len(self._waiting) >= self.max_batch and not self._turn.wanted
 
     @property
     def _bulk_may_run(self) -> bool:
@@ -178,30 +194,39 @@ class Batcher(Generic[T, R]):
 
     def _run_batch(self, batch: list[_Entry[T, R]], bulk: bool) -> None:
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = ended_at = loop.time()
+
+        def run() -> Sequence[R]:
+            nonlocal began, ended_at
+            began = loop.time()
+            try:
+                return self._run([entry.item for entry in batch])
+            finally:
+                ended_at = loop.time()
 
         def ended(done: Future[Sequence[R]]) -> None:  # in the thread that ran it
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                loop.call_soon_threadsafe(self._end_batch, batch, bulk, began, done)
+                loop.call_soon_threadsafe(self._end_batch, batch, bulk, ended_at - began, done)
 
         self._running.append(len(batch))
         self._bulk_runs += bulk
         try:
-            running = self._executor.submit(self._run, [entry.item for entry in batch])
+            running = self._executor.submit(run)
         except RuntimeError as error:  # the threads have been stopped
             running = Future()
             running.set_exception(error)
         running.add_done_callback(ended)
 
-    def _end_batch(self, batch: list[_Entry[T, R]], bulk: bool, began: float, done: Future[Sequence[R]]) -> None:
+    def _end_batch(self, batch: list[_Entry[T, R]], bulk: bool, seconds: float, done: Future[Sequence[R]]) -> None:
         """Let the next batch run, and give the results of this one to those who wait for them."""
-        seconds, lanes = asyncio.get_running_loop().time() - began, len(self._running)
+        lanes = min(self._lanes, len(self._running))
         self._running.remove(len(batch))
         self._bulk_runs -= bulk
         failed = done.cancelled() or done.exception() is not None
         if not failed:
             self._note(len(batch), seconds / lanes)
-        self._turn.leave()
+        if len(self._running) < self._lanes:  # otherwise one that was ahead is in its place
+            self._turn.leave()
         self._begin()
         results = itertools.repeat(None, len(batch)) if failed else done.result()
         for entry, result in zip(batch, results, strict=True):

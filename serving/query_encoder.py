@@ -108,6 +108,7 @@ class QueryEncoder:
             TEXT_BATCH if lanes == 1 else LANE_BATCH,
             BULK_TEXT_BATCH if lanes == 1 else LANE_BATCH,
             lanes=lanes,
+            ahead=1,
         )
         self.images: Batcher[np.ndarray, np.ndarray] = Batcher(
             lambda pixels: list(runtime.embed_pixels(np.stack(pixels))),
