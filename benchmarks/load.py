@@ -24,19 +24,37 @@ Call = Callable[[int], Awaitable[str]]
 
 @dataclass
 class Outcome:
-    """What came of some seconds of load: seconds from the intended moment to the end, by how a call ended."""
+    """What came of some `seconds` of load: seconds from the intended moment to the end, by how a call ended.
 
-    seconds: float = 0.0
+    Calls that ended when the load was over are among the latencies, and not in the rate.
+    """
+
+    seconds: float
     latencies: dict[str, list[float]] = field(default_factory=dict)
+    answered: int = 0
+    began: float = field(default_factory=time.perf_counter)
 
-    def add(self, ended: str, latency: float) -> None:
-        """Note one call."""
-        self.latencies.setdefault(ended, []).append(latency)
+    @property
+    def until(self) -> float:
+        """When no more calls are made, by `time.perf_counter`."""
+        return self.began + self.seconds
+
+    def add(self, ended: str, intended: float) -> None:
+        """Note one call that ends now."""
+        now = time.perf_counter()
+        self.latencies.setdefault(ended, []).append(now - intended)
+        self.answered += ended == "ok" and now <= self.until
+
+    def extend(self, other: Outcome) -> None:
+        """Count what came of some more of the same load."""
+        self.seconds, self.answered = self.seconds + other.seconds, self.answered + other.answered
+        for ended, found in other.latencies.items():
+            self.latencies.setdefault(ended, []).extend(found)
 
     @property
     def rate(self) -> float:
         """Answers a second."""
-        return len(self.latencies.get("ok", ())) / self.seconds
+        return self.answered / self.seconds
 
     @property
     def counts(self) -> dict[str, int]:
@@ -51,15 +69,13 @@ class Outcome:
 
 async def closed_loop(call: Call, clients: int, seconds: float) -> Outcome:
     """`clients` that each make the next call when the last is answered."""
-    outcome, numbers = Outcome(), itertools.count()
-    began = time.perf_counter()
+    outcome, numbers = Outcome(seconds), itertools.count()
 
     async def client() -> None:
-        while (now := time.perf_counter()) < began + seconds:
-            outcome.add(await call(next(numbers)), time.perf_counter() - now)
+        while (now := time.perf_counter()) < outcome.until:
+            outcome.add(await call(next(numbers)), now)
 
     await asyncio.gather(*(client() for _ in range(clients)))
-    outcome.seconds = time.perf_counter() - began
     return outcome
 
 
@@ -68,23 +84,22 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int = 0) -> O
 
     Every `TICK` seconds those that are due are made; their latency counts from their own moment all the same.
     """
-    gaps = np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds))
-    outcome, running = Outcome(), set()
-    began = time.perf_counter()
+    gaps = np.random.default_rng(seed).exponential(1 / rate, int(2 * rate * seconds) + 10)
+    outcome, running = Outcome(seconds), set()
 
     def begin(number: int, intended: float) -> None:
         def ended(call: asyncio.Future[str]) -> None:
             running.discard(call)
-            outcome.add(call.result(), time.perf_counter() - intended)
+            outcome.add(call.result(), intended)
 
         running.add(begun := asyncio.ensure_future(call(number)))
         begun.add_done_callback(ended)
 
-    for number, moment in enumerate((began + np.cumsum(gaps)).tolist()):
+    moments = outcome.began + np.cumsum(gaps)
+    for number, moment in enumerate(moments[moments < outcome.until].tolist()):
         if (ahead := moment - time.perf_counter()) > 0:
             await asyncio.sleep(max(ahead, TICK))
         begin(number, moment)
-    outcome.seconds = time.perf_counter() - began
     while running:
         await asyncio.wait(running)
     return outcome

@@ -81,27 +81,22 @@ class Searches:
 
     async def streams(self, text_of: Callable[[int], str], count: int, in_flight: int, seconds: float) -> Outcome:
         """`count` streams, each over a connection of its own, with so many searches under way in each."""
-        outcome, began = Outcome(), time.perf_counter()
-        await asyncio.gather(
-            *(
-                _stream(self._connections[number % CONNECTIONS], text_of, in_flight, began + seconds, outcome)
-                for number in range(count)
-            )
+        outcome = Outcome(seconds)
+        streams = (
+            _stream(self._connections[number % CONNECTIONS], text_of, in_flight, outcome) for number in range(count)
         )
-        outcome.seconds = time.perf_counter() - began
+        await asyncio.gather(*streams)
         return outcome
 
 
-async def _stream(
-    connection: LeanConnection, text_of: Callable[[int], str], in_flight: int, until: float, outcome: Outcome
-) -> None:
+async def _stream(connection: LeanConnection, text_of: Callable[[int], str], in_flight: int, outcome: Outcome) -> None:
     sent: dict[int, float] = {}
     over: asyncio.Future[dict[bytes, bytes]] = asyncio.get_running_loop().create_future()
     tags = itertools.count()
 
     def send() -> None:
         tag, now = next(tags), time.perf_counter()
-        if now < until:
+        if now < outcome.until:
             sent[tag] = now
             search = search_service_pb2.StreamSearchRequest(tag=tag, request=request(text_of(tag)))
             connection.send(begun[0], search.SerializeToString())
@@ -111,7 +106,7 @@ async def _stream(
     def answered(message: bytes) -> None:
         response = search_service_pb2.StreamSearchResponse.FromString(message)
         ended = "ok" if response.result.HasField("response") else "refused"
-        outcome.add(ended, time.perf_counter() - sent.pop(response.tag))
+        outcome.add(ended, sent.pop(response.tag))
         send()
 
     begun = connection.start(headers(_SERVICE + "StreamSearch"), None, over.set_result, answered)

@@ -5,19 +5,24 @@ python -m benchmarks.serving --json build/serving.json
 The server runs in a process of its own, over an index of vectors enlarged from real ones, and is asked by text: real
 captions, each made unique, so that nothing is answered from a cache but where the table says so. The load comes from
 this process, which shares the cores with it and is written to leave them to the server. Latencies count from the moment
-at which a call was meant to be made. The peer is FastAPI, sentence-transformers and hnswlib with the same weights and
-vectors (`make peers`).
+at which a call was meant to be made. The parts alone and the loads take turns, so that a machine that does more or less
+meanwhile does so for both; ratios are medians over the turns. The peer is FastAPI, sentence-transformers and hnswlib
+with the same weights and vectors (`make peers`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import itertools
 import statistics
 import time
-from collections.abc import Awaitable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +35,11 @@ from benchmarks.search_calls import KEPT, REFUSED, PeerSearches, Searches, made_
 from benchmarks.serving_contestants import Server, made_index, our_server, peer_service, real_captions
 from data import console
 
-CLIENTS = 12  # that wait for their answers, at saturation: more are refused on two cores
+if TYPE_CHECKING:
+    from dual_encoder.runtime import Runtime
+    from serving.vector_store import StoreView
+
+CLIENTS = 24  # that wait for their answers, at saturation; few more are refused on two cores
 STREAMS, IN_FLIGHT = 4, 16
 OVERHEAD_MS = 1.5
 SHARE_OF_BARE, UNARY, STREAMED = 0.85, 1_200.0, 3_000.0
@@ -41,28 +50,29 @@ _HEADS = ["load", "answers/s", "p50 ms", "p99 ms", "refused/s", "refused p99 ms"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the parts, the server and the peer; print tables; check the promised figures."""
+    """Measure the parts, the server and the peer in turns; print tables; check the promised figures."""
     options = _options(argv)
     options.work.mkdir(parents=True, exist_ok=True)
     real = real_embeddings("default", options.data, options.work)
     texts = real_captions(options.data)
     vectors, index = made_index(real.images, options.images, options.work)
-    report = Report("serving", {"images": options.images, "seconds": options.seconds})
-    bare = _bare(index, texts)
-    report.figures["bare"] = bare
-    console.print_table("the parts alone", ["part", "figure"], [[name, f"{value:.4g}"] for name, value in bare.items()])
-    with our_server(index) as server:
-        loads = asyncio.run(_measure(server, texts, bare, options.seconds, report))
-    report.figures["ours"] = loads.figures
+    report = Report("serving", {"images": options.images, "seconds": options.seconds, "turns": options.turns})
+    with our_server(index) as server, _parts_alone(index, texts) as parts:
+        loads = _Loads(server)
+        asyncio.run(_measure(loads, parts, texts, options.seconds / options.turns, options.turns, report))
+    report.figures |= {"bare": parts.figures, "ours": loads.figures}
+    rows = [[name, f"{value:.4g}"] for name, value in parts.figures.items()]
+    console.print_table("the parts alone, medians of the turns", ["part", "figure"], rows)
+    table = loads.rows
     if options.peer:
         with peer_service(options.peer_python, vectors) as port:
             peer = asyncio.run(_measure_peer(port, texts, options.seconds))
-        loads.rows.append([f"FastAPI, sentence-transformers, hnswlib: {CLIENTS} clients", *_cells(peer), "", "", ""])
+        table.append([f"FastAPI, sentence-transformers, hnswlib: {CLIENTS} clients", *_cells(peer), "", "", ""])
         report.figures["peer"] = _figures(peer)
-        full = loads.figures["saturation"]
-        report.at_least("throughput / peer's", full["rate"] / peer.rate, AGAINST_PEER)
-        report.at_most("p99 at saturation / peer's", full["p99_ms"] / peer.quantile(0.99), 1.0)
-    console.print_table(f"{options.images:,} images", _HEADS, loads.rows)
+        full = loads.outcomes["saturation"]
+        report.at_least("throughput / peer's", full.rate / peer.rate, AGAINST_PEER)
+        report.at_most("p99 at saturation / peer's", full.quantile(0.99) / peer.quantile(0.99), 1.0)
+    console.print_table(f"{options.images:,} images", _HEADS, table)
     return report.finish(options.json)
 
 
@@ -70,117 +80,182 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser("serving", __doc__)
     parser.add_argument("--data", action="append", metavar="SOURCE", help="default: all of $DATASETS_DIR, and emoji")
     parser.add_argument("--images", type=int, default=100_000, help="in the index, default 100,000")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each load, default 10")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each load, in all turns together; default 15")
+    parser.add_argument("--turns", type=int, default=5, help="default 5")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="leave the other service out")
     parser.add_argument("--peer-python", type=Path, default=DEFAULT_PYTHON, metavar="PATH")
     parser.add_argument("--work", type=Path, default=Path("build/serving_benchmark"), help="vectors and index")
     return parser.parse_args(argv)
 
 
-def _bare(index: Path, texts: Sequence[str]) -> dict[str, float]:
-    """The model and the index without a service: milliseconds of one, texts a second in batches, one search.
+@dataclass
+class _Parts:
+    """The model and the index without a service; its figures are medians over the turns."""
 
-    Once without a break, and once as rarely as one client of a service asks, which finds caches cold and cores asleep.
-    """
+    runtime: Runtime
+    view: StoreView
+    texts: Sequence[str]
+    figures: dict[str, float] = field(default_factory=dict)
+    _found: dict[str, list[float]] = field(default_factory=dict)
+    _fresh: Iterator[int] = field(default_factory=itertools.count)
+
+    def one(self, pause: float, told: str, count: int = 100) -> float:
+        """Milliseconds to embed one text, search and look up: medians, with a pause before each."""
+        embedding, searching = [], []
+        for number in range(count):
+            text = self._text(number)
+            time.sleep(pause)
+            began = time.perf_counter()
+            vector = self.runtime.embed_texts([text])
+            embedded = time.perf_counter()
+            hits = self.view.search(vector, 10, by_text=1.0)[0]
+            self.view.get([hit.image_id for hit in hits])
+            embedding.append(embedded - began)
+            searching.append(time.perf_counter() - embedded)
+        return self._note(f"embedding p50 ms{told}", 1_000 * statistics.median(embedding)) + self._note(
+            f"search and lookup p50 ms{told}", 1_000 * statistics.median(searching)
+        )
+
+    def batched(self, seconds: float) -> float:
+        """Texts a second in batches of 32."""
+        done, began, processor = 0, time.perf_counter(), time.process_time()
+        while (taken := time.perf_counter() - began) < seconds:
+            self.runtime.embed_texts([self._text(done + place) for place in range(32)])
+            done += 32
+        self._note("processor ms of a batched text", 1_000 * (time.process_time() - processor) / done)
+        return self._note("batched texts/s", done / taken)
+
+    def _text(self, number: int) -> str:
+        return made_unique(self.texts[number % len(self.texts)], next(self._fresh))
+
+    def _note(self, name: str, value: float) -> float:
+        found = self._found.setdefault(name, [])
+        found.append(value)
+        self.figures[name] = statistics.median(found)
+        return value
+
+
+@contextlib.contextmanager
+def _parts_alone(index: Path, texts: Sequence[str]) -> Iterator[_Parts]:
     from dual_encoder.runtime import Runtime
     from serving.embedded_store import EmbeddedStore
     from serving.index_bundle import bundle_of
 
     runtime = Runtime.load(bundle_of(index))
-    store = EmbeddedStore.open(index, runtime.fingerprint, writable=False)
     runtime.warm_up(32, 8)
-    figures = {}
-    with store.view() as view:
-        for pause, told in ((0.0, ""), (PAUSE, ", after a pause")):
-            embedding, searching = [], []
-            for number, text in enumerate(texts[:300]):
-                text = made_unique(text, number)
-                time.sleep(pause)
-                began = time.perf_counter()
-                vector = runtime.embed_texts([text])
-                embedded = time.perf_counter()
-                hits = view.search(vector, 10, by_text=1.0)[0]
-                view.get([hit.image_id for hit in hits])
-                embedding.append(embedded - began)
-                searching.append(time.perf_counter() - embedded)
-            figures[f"embedding p50 ms{told}"] = 1_000 * statistics.median(embedding)
-            figures[f"search and lookup p50 ms{told}"] = 1_000 * statistics.median(searching)
-    batches, began, processor = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() < began + 5 or batches < 10:
-        first = 32 * batches % (len(texts) - 32)
-        runtime.embed_texts([made_unique(text, batches) for text in texts[first : first + 32]])
-        batches += 1
-    figures["batched texts/s"] = 32 * batches / (time.perf_counter() - began)
-    figures["processor ms of a batched text"] = 1_000 * (time.process_time() - processor) / (32 * batches)
-    store.close()
-    return figures
+    store = EmbeddedStore.open(index, runtime.fingerprint, writable=False)
+    with contextlib.closing(store), store.view() as view:
+        yield _Parts(runtime, view, texts)
+
+
+@dataclass
+class _Spent:
+    """What a load took: its own processor seconds and the server's, wall seconds, and the server's memory after it."""
+
+    server: float = 0.0
+    own: float = 0.0
+    seconds: float = 0.0
+    memory: float = 0.0
 
 
 class _Loads:
-    """What came of each load, as rows of the table and as figures, with what it took of the processors."""
+    """What came of each load in all turns, and what it took of the processors."""
 
     def __init__(self, server: Server) -> None:
-        self.rows: list[list[str]] = []
-        self.figures: dict[str, Any] = {}
-        self._server = server
+        self.server = server
+        self.outcomes: dict[str, Outcome] = {}
+        self._names: dict[str, str] = {}
+        self._spent: dict[str, _Spent] = {}
 
     async def run(self, name: str, key: str, load: Awaitable[Outcome]) -> Outcome:
-        """Do it; `name` is for the table, `key` for the figures."""
-        server, own = self._server.processor_seconds, time.process_time()
-        began = time.perf_counter()
+        """Do it once more; `name` is for the table, `key` for the figures. The outcome is this turn's."""
+        spent = self._spent.setdefault(key, _Spent())
+        server, own, began = self.server.processor_seconds, time.process_time(), time.perf_counter()
         outcome = await load
-        seconds = time.perf_counter() - began
-        server, own = self._server.processor_seconds - server, (time.process_time() - own) / seconds
-        answers = len(outcome.latencies.get("ok", ()))
-        each, memory = 1_000 * server / max(1, answers), self._server.memory
-        self.rows.append([name, *_cells(outcome), f"{each:.1f}", f"{own:.2f}", f"{memory:,.0f}"])
-        self.figures[key] = {
-            **_figures(outcome),
-            "server_processor_ms_per_answer": each,
-            "server_cores": server / seconds,
-            "load_cores": own,
-            "server_mb": memory,
-        }
+        spent.seconds += time.perf_counter() - began
+        spent.server += self.server.processor_seconds - server
+        spent.own += time.process_time() - own
+        spent.memory = self.server.memory
+        self._names[key] = name
+        self.outcomes.setdefault(key, Outcome(0.0)).extend(outcome)
         console.say(f"{name}: {outcome.rate:,.0f} answers/s")
         return outcome
 
+    @property
+    def rows(self) -> list[list[str]]:
+        """A row of the table for each load."""
+        rows = []
+        for key, name in self._names.items():
+            spent, outcome = self._spent[key], self.outcomes[key]
+            each, own = 1_000 * spent.server / max(1, outcome.answered), spent.own / spent.seconds
+            rows.append([name, *_cells(outcome), f"{each:.1f}", f"{own:.2f}", f"{spent.memory:,.0f}"])
+        return rows
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The figures of each load."""
+        return {
+            key: {
+                **_figures(self.outcomes[key]),
+                "server_processor_ms_per_answer": 1_000 * spent.server / max(1, self.outcomes[key].answered),
+                "server_cores": spent.server / spent.seconds,
+                "load_cores": spent.own / spent.seconds,
+                "server_mb": spent.memory,
+            }
+            for key, spent in self._spent.items()
+        }
+
 
 async def _measure(
-    server: Server, texts: Sequence[str], bare: dict[str, float], seconds: float, report: Report
-) -> _Loads:
-    """Every load on ours, and its checks."""
-    loads = _Loads(server)
+    loads: _Loads, parts: _Parts, texts: Sequence[str], seconds: float, turns: int, report: Report
+) -> None:
+    """The parts and every load on ours, in turns, and their checks."""
+    ratios: dict[str, list[float]] = defaultdict(list)
+    server, rate, gained = loads.server, 0.0, 0.0
     async with Searches.of(server.address, texts) as searches:
         new, kept = searches.one(searches.new_text), searches.one(searches.kept_text)
         await closed_loop(new, 4, 2)
-        one = await loads.run("one client", "one_client", closed_loop(new, 1, seconds))
-        loads.figures["empty_call_ms"] = empty = await _empty_call(server.address, one.quantile(0.5) / 1_000)
-        console.say(f"a call that does nothing takes {empty:.2f} ms, as often as one client searches")
-        for told in ("", ", after a pause"):
-            parts = bare[f"embedding p50 ms{told}"] + bare[f"search and lookup p50 ms{told}"]
-            report.at_most(f"p50 of one client beyond the parts{told}, ms", one.quantile(0.5) - parts, OVERHEAD_MS)
-        full = await loads.run(f"{CLIENTS} clients", "saturation", closed_loop(new, CLIENTS, seconds))
-        report.at_least("at saturation / bare batched embedding", full.rate / bare["batched texts/s"], SHARE_OF_BARE)
-        streams = searches.streams(searches.new_text, STREAMS, IN_FLIGHT, seconds)
-        streamed = await loads.run(f"{STREAMS} streams of {IN_FLIGHT}", "streamed", streams)
-        report.at_least("in streams / bare batched embedding", streamed.rate / bare["batched texts/s"], SHARE_OF_BARE)
-        calm = await loads.run("at random, 70 % of the clients'", "calm", open_loop(new, 0.7 * full.rate, seconds))
-        await loads.run("at random, 200 %", "twice", open_loop(new, 2 * full.rate, seconds))
-        before = server.memory
-        flood = await loads.run("at random, 500 %", "flood", open_loop(new, 5 * full.rate, seconds))
-        report.at_least("goodput at 500 % / at saturation", flood.rate / full.rate, GOODPUT)
-        report.at_most("p99 of the admitted at 500 % / at 70 %", flood.quantile(0.99) / calm.quantile(0.99), TAIL)
-        report.at_most("p99 of refusals with RetryInfo at 500 %, ms", flood.quantile(0.99, REFUSED), REFUSED_MS)
-        report.at_most("calls at 500 % that ended in another way", sum(without(flood, ("ok", REFUSED)).values()), 0)
-        report.at_most("memory gained at 500 %, MB", server.memory - before, 100)
+        await closed_loop(new, CLIENTS, 2)
+        for turn in range(turns):
+            alone = {told: parts.one(pause, told) for told, pause in (("", 0.0), (", after a pause", PAUSE))}
+            one = await loads.run("one client", "one_client", closed_loop(new, 1, seconds))
+            for told, taken in alone.items():
+                ratios[f"one{told}"].append(one.quantile(0.5) - taken)
+            batched = parts.batched(seconds)
+            full = await loads.run(f"{CLIENTS} clients", "saturation", closed_loop(new, CLIENTS, seconds))
+            ratios["clients"].append(full.rate / batched)
+            streams = searches.streams(searches.new_text, STREAMS, IN_FLIGHT, seconds)
+            streamed = await loads.run(f"{STREAMS} streams of {IN_FLIGHT}", "streamed", streams)
+            ratios["streams"].append(streamed.rate / batched)
+            rate = rate or full.rate
+            await loads.run("at random, 70 % of the clients'", "calm", open_loop(new, 0.7 * rate, seconds, turn))
+            await loads.run("at random, 200 %", "twice", open_loop(new, 2 * rate, seconds, turn))
+            before = server.memory
+            flood = await loads.run("at random, 500 %", "flood", open_loop(new, 5 * rate, seconds, turn))
+            gained = max(gained, server.memory - before)
+            ratios["goodput"].append(flood.rate / full.rate)
+        parts.figures["a call that does nothing, ms"] = await _empty_call(
+            server.address, loads.outcomes["one_client"].quantile(0.5) / 1_000
+        )
         for number in range(KEPT):
             await kept(number)
-        unary = await loads.run("asked before, 32 clients", "kept_unary", closed_loop(kept, 32, seconds))
-        again = searches.streams(searches.kept_text, STREAMS, IN_FLIGHT, seconds)
+        unary = await loads.run("asked before, 32 clients", "kept_unary", closed_loop(kept, 32, seconds * 2))
+        again = searches.streams(searches.kept_text, STREAMS, IN_FLIGHT, seconds * 2)
         streamed = await loads.run(f"asked before, {STREAMS} streams of {IN_FLIGHT}", "kept_streamed", again)
-        share = max(unary.rate / UNARY, streamed.rate / STREAMED)
-        report.at_least(f"asked before: calls/s / {UNARY:,.0f}, or streamed searches/s / {STREAMED:,.0f}", share, 1.0)
-    return loads
+    median = {name: statistics.median(values) for name, values in ratios.items()}
+    report.figures["turn_by_turn"] = ratios
+    calm, flood = loads.outcomes["calm"], loads.outcomes["flood"]
+    for told in ("", ", after a pause"):
+        report.at_most(f"p50 of one client beyond the parts{told}, ms", median[f"one{told}"], OVERHEAD_MS)
+    report.at_least("at saturation / bare batched embedding", median["clients"], SHARE_OF_BARE)
+    report.at_least("in streams / bare batched embedding", median["streams"], SHARE_OF_BARE)
+    report.at_least("goodput at 500 % / at saturation", median["goodput"], GOODPUT)
+    report.at_most("p99 of the admitted at 500 % / at 70 %", flood.quantile(0.99) / calm.quantile(0.99), TAIL)
+    report.at_most("p99 of refusals with RetryInfo at 500 %, ms", flood.quantile(0.99, REFUSED), REFUSED_MS)
+    report.at_most("calls at 500 % that ended in another way", sum(without(flood, ("ok", REFUSED)).values()), 0)
+    report.at_most("memory gained at 500 %, MB", gained, 100)
+    share = max(unary.rate / UNARY, streamed.rate / STREAMED)
+    report.at_least(f"asked before: calls/s / {UNARY:,.0f}, or streamed searches/s / {STREAMED:,.0f}", share, 1.0)
 
 
 async def _empty_call(address: str, pause: float) -> float:
