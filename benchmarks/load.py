@@ -18,8 +18,20 @@ import numpy as np
 
 TICK = 0.004  # to wake for each call by itself would take as much of the cores as making it
 
-# Begins call number n, and gives how it ended when it has: "ok", or the reason of a refusal.
+# Begins call number n, and gives how it ended when it has: "ok", or the reason of a refusal, which may be `Later`.
 Call = Callable[[int], Awaitable[str]]
+
+
+class Later(str):
+    """How a call ended that may be made again after `delay` seconds."""
+
+    delay: float
+
+    def __new__(cls, ended: str, delay: float) -> Later:
+        """Equal to the text."""
+        made = super().__new__(cls, ended)
+        made.delay = delay
+        return made
 
 
 @dataclass
@@ -68,12 +80,15 @@ class Outcome:
 
 
 async def closed_loop(call: Call, clients: int, seconds: float) -> Outcome:
-    """`clients` that each make the next call when the last is answered."""
+    """`clients` that each make the next call when the last is answered, or after the delay that they were told."""
     outcome, numbers = Outcome(seconds), itertools.count()
 
     async def client() -> None:
         while (now := time.perf_counter()) < outcome.until:
-            outcome.add(await call(next(numbers)), now)
+            ended = await call(next(numbers))
+            outcome.add(ended, now)
+            if isinstance(ended, Later):
+                await asyncio.sleep(ended.delay)
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return outcome

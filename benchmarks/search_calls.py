@@ -17,7 +17,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from benchmarks.lean_client import LeanConnection, headers
-from benchmarks.load import Call, Outcome
+from benchmarks.load import Call, Later, Outcome
 from protos.imageretrieval.v1 import query_pb2, search_service_pb2
 
 DEADLINE = 2.0  # seconds, of every call
@@ -135,10 +135,12 @@ def _how(trailers: dict[bytes, bytes]) -> str:
     told = trailers.get(b"grpc-status-details-bin", b"")
     status = status_pb2.Status.FromString(told[1:])  # after the zero of what comes as it is
     names = {detail.TypeName(): detail for detail in status.details}
-    info = error_details_pb2.ErrorInfo()
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     if "google.rpc.ErrorInfo" not in names or not names["google.rpc.ErrorInfo"].Unpack(info):
         return _CODES[int(code)]
-    return f"{info.reason} with a delay" if "google.rpc.RetryInfo" in names else info.reason
+    if "google.rpc.RetryInfo" not in names or not names["google.rpc.RetryInfo"].Unpack(retry):
+        return info.reason
+    return Later(f"{info.reason} with a delay", retry.retry_delay.ToMilliseconds() / 1_000)
 
 
 class PeerSearches:

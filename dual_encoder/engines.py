@@ -24,7 +24,7 @@ from data.text import CaptionTokenizer, clean_caption
 IMAGE_BATCH = 32
 TEXT_BATCH = 64
 SPIN_MICROSECONDS = 2_000
-SHARED_SPIN_MICROSECONDS = 200  # bridges the parts of a run, and leaves the core to what comes after it
+SHARED_SPIN_MICROSECONDS = 1_000  # bridges the parts of a run, and soon leaves the core to what comes after it
 ROWS_OF_A_CORE = 4  # with fewer, dividing a batch among cores gains nothing
 # From this share on of runs that found another under way, threads that wait for each other lose their cores to others.
 CROWDED, _NEWEST = 0.25, 1 / 16
