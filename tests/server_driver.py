@@ -1,8 +1,8 @@
 """A search server over drawn pictures in a process of its own: `server_driver.py INDEX ADDRESS [WORD …] [FLAG …]`.
 
 With the word `hold`, loading waits for a line on standard input; `page`, or `page=HOST:PORT`, serves the page too, and
-`writable` accepts changes; `calibrated` tells probabilities; `isolated` decodes images in other processes. Flags are
-those of serving.server.
+`writable` accepts changes; `calibrated` tells probabilities; `isolated` decodes images in other processes; with
+`narrow`, one text at a time finds room. Flags are those of serving.server.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fakes import ColourRuntime, TurnedRuntime
 from data import console
 from data.errors import BundleError
 from dual_encoder.calibration import Calibration
+from serving.batcher import QueueLimits
 from serving.index_upkeep import IndexUpkeep
 from serving.isolated_decoding import IsolatedDecoder
 from serving.search_engine import SearchEngine
@@ -54,7 +55,10 @@ class ColourLoader(UnitLoader):
         """The first unit, when loading need not wait any more."""
         if "hold" in self._words:
             sys.stdin.readline()
-        return super().load()
+        engine = super().load()
+        if "narrow" in self._words:
+            engine.encoder.texts.limits = QueueLimits(items=1)
+        return engine
 
     def runtime(self, index: Path) -> ColourRuntime:
         """The model of the live snapshot; one that is not known cannot be loaded."""
@@ -73,7 +77,7 @@ class ColourLoader(UnitLoader):
 def main(argv: list[str] | None = None) -> int:
     index, address, *flags = sys.argv[1:]
     page = [word.partition("=")[2] or "127.0.0.1:0" for word in flags if word.startswith("page")]
-    words = {word for word in flags if word in ("hold", "calibrated", "isolated")}
+    words = {word for word in flags if word in ("hold", "calibrated", "isolated", "narrow")}
     flags = [
         "--writable" if word == "writable" else word
         for word in flags

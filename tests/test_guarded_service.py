@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import subprocess
 import threading
+from collections import Counter
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from grpc_status import rpc_status
 from server_process import COMMAND, ENVIRONMENT, running
 
 from protos.imageretrieval.v1 import query_pb2, search_service_pb2, search_service_pb2_grpc
+from serving.call_guard import SAMPLE
 from serving.grpc_methods import peer_address
 from serving.method_policies import POLICIES, Scope
 from serving.token_file import create, revoke
@@ -36,6 +38,12 @@ def tokens(tmp_path_factory):
     return file, made
 
 
+def until_serving(channel):
+    for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30):
+        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            break
+
+
 @contextlib.contextmanager
 def serving(index, *flags):
     """The main and the admin channel of a server that is ready."""
@@ -44,9 +52,7 @@ def serving(index, *flags):
         assert told.startswith("operators on 127.0.0.1:")
         with grpc.insecure_channel(address) as main, grpc.insecure_channel(told.split()[-1]) as admin:
             for channel in (main, admin):
-                for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30):
-                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                        break
+                until_serving(channel)
             yield main, admin
 
 
@@ -208,6 +214,28 @@ def test_a_caller_with_too_many_calls_under_way_is_refused_before_its_request_is
         while outcome(main, "SearchService.Search", SEARCH.SerializeToString())[0] is not CODE.OK:
             pass
         never.set()
+
+
+def test_while_too_much_waits_calls_are_refused_before_anything_of_them_is_looked_at(index, tokens):
+    """Neither their token nor their request; but a few are read all the same, for their answers may be kept."""
+    file, made = tokens
+    slow = search_service_pb2.SearchRequest(query=query_pb2.Query(text="wait"))
+    with (
+        running(index, "narrow", "--access-tokens", str(file)) as (process, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        until_serving(channel)
+        ask = search_service_pb2_grpc.SearchServiceStub(channel).Search
+        first = ask.future(slow, metadata=bearing(made[Scope.SEARCH]), timeout=30)
+        assert process.stdout.readline() == "waiting\n"
+        told = [outcome(channel, "SearchService.Search", b"\xff nothing that can be read") for _ in range(SAMPLE)]
+        reasons = Counter((code, details["ErrorInfo"]["reason"]) for code, details in told)
+        overloaded, read = (CODE.RESOURCE_EXHAUSTED, "OVERLOADED"), (CODE.UNAUTHENTICATED, "UNAUTHENTICATED")
+        assert reasons == {overloaded: SAMPLE - 1, read: 1}
+        assert all("RetryInfo" in details for code, details in told if code is CODE.RESOURCE_EXHAUSTED)
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert first.result().hits
 
 
 @pytest.mark.parametrize(
