@@ -19,8 +19,7 @@ R = TypeVar("R")
 # How much the newest full batch counts in the average time of an item; smaller ones count less.
 _NEWEST = 0.2
 
-# Of a batch, what bulk items may have while others wait too, so that they come to their turn however many others come.
-BULK_SHARE = 0.25
+BULK_SHARE = 0.25  # of the others in a batch: so bulk items come to their turn however many others come
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,13 @@ class Batcher(Generic[T, R]):
     """Maps items to results by `run`, which takes a list of at most `max_batch` and returns a result for each.
 
     Work-conserving: an item that finds one of `lanes` free starts at once, alone; items that arrive while all run form
-    the next batch. Bulk items run, at most `bulk_batch` at once, when no other waits, and leave a lane to others if
-    there are several, so that a caller who waits never waits for much of them. Entries whose caller has gone, or whose
-    deadline has passed, are dropped before a batch is drawn. Batchers that share a `turn` run as many batches at a time
-    as it admits, all of them together. With `ahead`, so many more full batches are handed to the `executor`, which has
-    a thread for each lane: a thread then goes on at once, however late the event loop is. Belongs to one event loop; it
-    runs callbacks on that and no tasks, for each step of a task is another pass of the loop that somebody waits for.
+    the next batch. While others wait, bulk items have `BULK_SHARE` of their number in a batch; otherwise they run, at
+    most `bulk_batch` at once, and leave a lane to others if there are several, so that a caller who waits never waits
+    for much of them. Entries whose caller has gone, or whose deadline has passed, are dropped before a batch is drawn.
+    Batchers that share a `turn` run as many batches at a time as it admits, all of them together. With `ahead`, so many
+    more full batches are handed to the `executor`, which has a thread for each lane: a thread then goes on at once,
+    however late the event loop is. Belongs to one event loop; it runs callbacks on that and no tasks, for each step of
+    a task is another pass of the loop that somebody waits for.
     """
 
     def __init__(
