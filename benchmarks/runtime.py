@@ -148,8 +148,8 @@ def _int8(report: Report, bundle: str, source: str) -> None:
     opened = open_named_bundle(bundle)
     read = list(open_source(source))
     pairs = pairs_of_split(read, "validation")
-    graph = quantize.quantised(opened, quantize.calibration_captions(read, pairs))
-    figures = quantize.measure(opened, graph, pairs)
+    graph, figures = quantize.chosen(opened, quantize.calibration_captions(read, pairs), pairs)
+    console.say(f"int8 with {100 * figures['weights_in_float32']:g} % of the weights in float32")
     gains = quantize.speed(opened, graph, [SENTENCE])
     report.figures["int8"] = figures | {"speed_16_tokens": gains}
     for batch, gain in gains.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
 MOST_ROWS = 4096  # of each product's inputs are kept to fit it to
+JUDGED_BATCHES = 1  # show what a single product does to the output
 CONTRIBUTED = "com.microsoft"  # ONNX Runtime's own operations
 
 
@@ -43,23 +45,48 @@ class Int8Product:
     weight: Int8Weight
 
 
-def in_int8(model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]], excluded: str) -> onnx.ModelProto:
-    """The graph with its products by constant matrices in int8, but those of nodes whose name begins with `excluded`.
+class Int8Fit:
+    """A graph's products by constant matrices in int8, but those of nodes whose name begins with `excluded`.
 
     `batches` are inputs of the graph such as it will have to deal with. Where they have a "mask" (B, L), only the
     places where it is not 0 count.
     """
-    groups: dict[str, list[Product]] = defaultdict(list)  # products that read one tensor share its bytes
-    for product in find_products(model):
-        if not product.node.startswith(excluded):
-            groups[product.input].append(product)
-    inputs = record(model, groups, batches)
-    fitted: list[Int8Product] = []
-    for name, products in groups.items():
-        seen = inputs.pop(name)
-        chosen = fit_input(seen, np.concatenate([product.weight for product in products], axis=1))
-        fitted += [Int8Product(each, chosen, fit_weight(seen, each.weight, chosen)) for each in products]
-    return _replaced(model, fitted)
+
+    def __init__(self, model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]], excluded: str) -> None:
+        self._model, self._judged = model, batches[:JUDGED_BATCHES]
+        groups: dict[str, list[Product]] = defaultdict(list)  # products that read one tensor share its bytes
+        for product in find_products(model):
+            if not product.node.startswith(excluded):
+                groups[product.input].append(product)
+        inputs = record(model, groups, batches)
+        self._fitted: dict[str, list[Int8Product]] = {}
+        for name, products in groups.items():
+            seen = inputs.pop(name)
+            chosen = fit_input(seen, np.concatenate([product.weight for product in products], axis=1))
+            self._fitted[name] = [Int8Product(each, chosen, fit_weight(seen, each.weight, chosen)) for each in products]
+
+    def graph(self, in_float: float = 0.0) -> onnx.ModelProto:
+        """The graph in int8, but for products that harm its output most: up to a share `in_float` of the weights."""
+        sizes = {name: sum(part.product.weight.size for part in parts) for name, parts in self._fitted.items()}
+        left, kept = in_float * sum(sizes.values()), set()
+        for name in sorted(sizes, key=lambda name: self._harm[name] / sizes[name], reverse=True) if left else ():
+            if sizes[name] <= left:
+                left -= sizes[name]
+                kept.add(name)
+        return _replaced(self._model, [part for name in sizes if name not in kept for part in self._fitted[name]])
+
+    @cached_property
+    def _harm(self) -> dict[str, float]:
+        """What each does to the output when it alone is in int8: the sum of squares of the difference."""
+
+        def outputs(model: onnx.ModelProto) -> np.ndarray:
+            return np.concatenate([arrays[0] for arrays in _runs(model, self._judged)])
+
+        exact = outputs(self._model)
+        return {
+            name: float(np.square(outputs(_replaced(self._model, parts)) - exact).sum())
+            for name, parts in self._fitted.items()
+        }
 
 
 def find_products(model: onnx.ModelProto) -> list[Product]:

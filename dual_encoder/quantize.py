@@ -9,7 +9,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from data.pairs import ImageTextPair
     from dual_encoder.bundle import Bundle
     from dual_encoder.engines import Engine
+    from dual_encoder.int8_graph import Int8Fit
     from dual_encoder.runtime import Runtime
 
 TOWER = "text_tower"
@@ -34,6 +35,7 @@ CALIBRATION = 1024  # captions, unless fewer have tokens enough
 CALIBRATION_BATCH = 32
 BATCHES = (1, 32)
 TURNS = 9
+SHARES_IN_FLOAT = (0.0, 0.125, 0.25, 0.5)  # of the weights, tried in this order
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m dual_encoder.quantize",
         description="Give a bundle a text tower in int8. It is published only if recall@10 on the given pairs falls by "
-        f"at most {100 * LARGEST_LOSS:g} points in either direction and it is at least {LEAST_GAIN:g} times as fast.",
+        f"at most {100 * LARGEST_LOSS:g} points in either direction and it is at least {LEAST_GAIN:g} times as fast. "
+        f"Where recall falls further, up to {100 * max(SHARES_IN_FLOAT):g} % of its weights stay in float32.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=SOURCE_HELP,
     )
@@ -56,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = list(open_source(options.data))
     pairs = pairs_of_split(source, options.split)
     _require_images(len(pairs))
-    graph = quantised(bundle, calibration_captions(source, pairs))
-    figures = measure(bundle, graph, pairs) | {"data": options.data, "split": options.split}
-    _print(figures)
+    told = {"data": options.data, "split": options.split}
+    graph, figures = chosen(bundle, calibration_captions(source, pairs), pairs, lambda found: _print(found | told))
+    figures |= told
     if reason := refusal(figures):
         console.say(f"not published: {reason}; the bundle stays as it is, in float32")
         return console.EXIT_FAILED
@@ -78,8 +81,29 @@ def calibration_captions(source: Sequence[ImageTextPair], measured: Sequence[Ima
     return [captions[number] for number in chosen]
 
 
-def quantised(bundle: Bundle, captions: Sequence[str]) -> bytes:
-    """The text tower with matrix products in int8; `BundleError` for a bundle without an ONNX graph of it.
+def chosen(
+    bundle: Bundle,
+    captions: Sequence[str],
+    pairs: Sequence[ImageTextPair],
+    tried: Callable[[dict[str, Any]], None] = lambda figures: None,
+) -> tuple[bytes, dict[str, Any]]:
+    """The text tower in int8 that passes the gate on `pairs`, or the last that was tried, and its figures.
+
+    At first all products are in int8; where recall falls too far, those that harm the output most go back to float32,
+    more of them each time, until too little speed is left. `tried` is told the figures of each.
+    """
+    fit = fitted(bundle, captions)
+    for share in SHARES_IN_FLOAT:
+        graph = fit.graph(share).SerializeToString()
+        figures = measure(bundle, graph, pairs) | {"weights_in_float32": share}
+        tried(figures)
+        if not refusal(figures) or slow(figures):
+            break
+    return graph, figures
+
+
+def fitted(bundle: Bundle, captions: Sequence[str]) -> Int8Fit:
+    """The text tower's products in int8; `BundleError` for a bundle without an ONNX graph of it.
 
     Scales and rounding are fitted to `captions`, see `int8_rounding`. The head stays in float32: one small product,
     whose rounding nothing after it evens out.
@@ -89,7 +113,7 @@ def quantised(bundle: Bundle, captions: Sequence[str]) -> bytes:
         raise BundleError("a bundle with an ONNX graph of its text tower", f"{bundle.path} without", "it runs in Keras")
     import onnx
 
-    from dual_encoder.int8_graph import in_int8
+    from dual_encoder.int8_graph import Int8Fit
     from dual_encoder.onnx_export import HEAD_PREFIX, state_opsets_once
 
     model = onnx.load(file)
@@ -97,7 +121,7 @@ def quantised(bundle: Bundle, captions: Sequence[str]) -> bytes:
     console.say(f"fitting int8 to {len(captions)} captions")
     starts = range(0, len(captions), CALIBRATION_BATCH)
     tokens = [tokenizer.encode(captions[start : start + CALIBRATION_BATCH]) for start in starts]
-    return in_int8(model, [{"ids": batch.ids, "mask": batch.mask} for batch in tokens], HEAD_PREFIX).SerializeToString()
+    return Int8Fit(model, [{"ids": batch.ids, "mask": batch.mask} for batch in tokens], HEAD_PREFIX)
 
 
 def measure(bundle: Bundle, graph: bytes, pairs: Sequence[ImageTextPair]) -> dict[str, Any]:
@@ -161,8 +185,13 @@ def refusal(figures: dict[str, Any], candidate: str = "int8") -> str:
         loss = full - figures["recall@10"][candidate][direction]
         if not loss <= LARGEST_LOSS:
             return f"recall@10 of {direction.replace('_', ' ')} falls by {100 * loss:.2f} points"
-    slow = [batch for batch, gain in figures["speed"].items() if not gain >= LEAST_GAIN]
-    return f"it is only {figures['speed'][slow[0]]:.2f} times as fast at batch {slow[0]}" if slow else ""
+    found = slow(figures)
+    return f"it is only {figures['speed'][found[0]]:.2f} times as fast at batch {found[0]}" if found else ""
+
+
+def slow(figures: dict[str, Any]) -> list[str]:
+    """The sizes of batches at which it is not faster than float32 by enough."""
+    return [batch for batch, gain in figures["speed"].items() if not gain >= LEAST_GAIN]
 
 
 def _speed(runtime: Runtime, engine: Any, captions: Sequence[str], batch: int) -> float:
@@ -194,7 +223,8 @@ def _print(figures: dict[str, Any]) -> None:
     ]
     rows += [[f"speed, batch {batch}", "1", f"{gain:.2f}"] for batch, gain in figures["speed"].items()]
     rows.append(["cosine to float32, mean", "1", f"{figures['cosine']['mean']:.4f}"])
-    title = f"text tower on {figures['data']}, {figures['split']}: {figures['captions']:,} captions"
+    part = f", {100 * share:g} % of the weights in float32" if (share := figures["weights_in_float32"]) else ""
+    title = f"text tower on {figures['data']}, {figures['split']}: {figures['captions']:,} captions{part}"
     console.print_table(title, ["", "float32", "int8"], rows)
 
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dual_encoder.int8_graph import find_products, in_int8
+from dual_encoder.int8_graph import Int8Fit, find_products
 from dual_encoder.int8_rounding import fit_input, fit_weight
 
 WIDTH, HEADS = 16, 4
@@ -76,7 +76,7 @@ def test_products_are_found_with_their_biases(model: onnx.ModelProto) -> None:
 def test_the_graph_computes_almost_the_same_and_a_text_alone_what_it_computes_among_others(
     model: onnx.ModelProto,
 ) -> None:
-    quantised = in_int8(model, batches(), "head/")
+    quantised = Int8Fit(model, batches(), "head/").graph()
     assert kinds(quantised).count("MatMulIntegerToFloat") == 3
     assert kinds(quantised).count("QuantizeLinear") == 2, "products of one tensor share its bytes"
     assert kinds(quantised).count("MatMul") == 1, "the head stays in float32"
@@ -86,6 +86,17 @@ def test_the_graph_computes_almost_the_same_and_a_text_alone_what_it_computes_am
     exact, found = run(model, x), run(quantised, x)
     assert np.square(found - exact).sum() < 0.005 * np.square(exact).sum()
     np.testing.assert_allclose(run(quantised, x[3:4]), found[3:4], rtol=1e-5, atol=1e-5)
+
+
+def test_the_products_that_harm_most_stay_in_float32_up_to_a_share_of_the_weights(model: onnx.ModelProto) -> None:
+    fit = Int8Fit(model, batches(), "head/")
+    x = batches(1)[0]["x"].clip(-1, 1)
+    exact = run(model, x)
+    errors = [np.square(run(fit.graph(share), x) - exact).sum() for share in (0.0, 0.34, 0.67, 1.0)]
+    left = [kinds(fit.graph(share)).count("MatMulIntegerToFloat") for share in (0.0, 0.3, 0.34, 0.67, 1.0)]
+    assert left[:2] == [3, 3], "none is as small as that"
+    assert left[-1] == 0
+    assert errors[0] > errors[2] > errors[3] == 0
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -99,6 +110,6 @@ def test_the_largest_products_do_not_overflow(sign: int) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     chosen = fit_input(x, weight)
     assert np.abs(fit_weight(x, weight, chosen).values.astype(int).reshape(8, 2, WIDTH).sum(axis=1)).max() >= 127
-    quantised = in_int8(model, [{"x": x}], "head/")
+    quantised = Int8Fit(model, [{"x": x}], "head/").graph()
     session = onnxruntime.InferenceSession(quantised.SerializeToString(), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ weight, rtol=0.01, atol=2)

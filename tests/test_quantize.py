@@ -92,7 +92,7 @@ def test_a_bundle_of_an_earlier_version_whose_graph_names_its_operations_twice_i
     graph.opset_import.extend(list(graph.opset_import))
     onnx.save(graph, bundle / "text_tower.onnx")
     monkeypatch.setattr(int8_graph, "MOST_ROWS", 64)
-    found = onnx.ModelProto.FromString(quantize.quantised(opened, ["a red bicycle", "a dog in a garden"] * 8))
+    found = quantize.fitted(opened, ["a red bicycle", "a dog in a garden"] * 8).graph()
     assert "MatMulIntegerToFloat" in {node.op_type for node in found.graph.node}
     head = {node.op_type for node in found.graph.node if node.name.startswith(HEAD_PREFIX)}
     assert "MatMul" in head, "the head stays in float32"
@@ -124,3 +124,32 @@ def test_a_changed_byte_of_the_int8_graph_is_refused(bundle: Path) -> None:
     (bundle / "text_tower.int8.onnx").write_bytes(b"another")
     with pytest.raises(BundleError, match="int8"):
         open_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("losses", "gains", "shares"),
+    [
+        ((0.0,), (2.0,), [0.0]),
+        ((0.0067, 0.0022), (2.0, 1.8), [0.0, 0.125]),
+        ((0.0067, 0.0067), (2.0, 1.05), [0.0, 0.125]),
+        ((0.0067,) * 4, (2.0,) * 4, [0.0, 0.125, 0.25, 0.5]),
+    ],
+    ids=["the first passes", "more in float32 passes", "too slow to go on", "none passes"],
+)
+def test_where_recall_falls_too_far_products_go_back_to_float32_while_speed_is_left(
+    monkeypatch: pytest.MonkeyPatch, losses: tuple[float, ...], gains: tuple[float, ...], shares: list[float]
+) -> None:
+    asked: list[float] = []
+
+    class Fit:
+        def graph(self, share: float) -> onnx.ModelProto:
+            asked.append(share)
+            return onnx.ModelProto(producer_name=f"{share}")
+
+    found = iter([figures(loss, gain) for loss, gain in zip(losses, gains, strict=True)])
+    monkeypatch.setattr(quantize, "fitted", lambda bundle, captions: Fit())
+    monkeypatch.setattr(quantize, "measure", lambda bundle, graph, pairs: next(found))
+    told: list[float] = []
+    graph, last = quantize.chosen(None, [], [], lambda each: told.append(each["weights_in_float32"]))
+    assert asked == told == shares
+    assert onnx.ModelProto.FromString(graph).producer_name == f"{last['weights_in_float32']}" == f"{shares[-1]}"
