@@ -220,9 +220,13 @@ class QueryEncoder:
 def _embed_and_follow(runtime: Runtime, follow: Follow | None, texts: list[_Text]) -> list[np.ndarray]:
     """The vector of each text; what `follow` makes of those that want it is noted with them."""
     vectors = list(runtime.embed_texts([each.text for each in texts]))
-    if follow is not None:
-        wanted = [(each, each.then, vector) for each, vector in zip(texts, vectors, strict=True) if each.then]
-        made = follow([then(EncodedQuery(vector, 1.0)) for _, then, vector in wanted]) if wanted else ()
+    wanted = [(each, each.then, vector) for each, vector in zip(texts, vectors, strict=True) if each.then]
+    if follow is not None and wanted:
+        made: Sequence[Any]
+        try:
+            made = follow([then(EncodedQuery(vector, 1.0)) for _, then, vector in wanted])
+        except Exception as error:  # theirs, and not of those who asked for vectors only
+            made = [error] * len(wanted)
         for (each, _, _), one in zip(wanted, made, strict=True):
             each.followed = one
     return vectors

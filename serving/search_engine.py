@@ -71,7 +71,7 @@ class SearchEngine:
         """The best images for `query`, best first.
 
         `QueryError` names the field that breaks a limit; its subclasses are `ImageNotFound` and `ImageRefused`.
-        `PageTokenExpired` when the state that a page token names is gone. `bulk` work waits for all other.
+        `PageTokenExpired` when the state that a page token names is gone. `bulk` work gives way to other.
         """
         began = time.perf_counter()
         if (kept := self.kept.get(query, options, lambda: self.store.known_revision)) is not None:

@@ -534,6 +534,22 @@ def test_a_text_is_searched_for_where_it_was_embedded_and_once_for_each_who_asks
     asyncio.run(main())
 
 
+def test_a_store_that_fails_takes_no_embeddings_along(index, monkeypatch):
+    async def main():
+        engine = SearchEngine(ColourRuntime(), EmbeddedStore.open(index, RUNTIME.fingerprint, writable=False))
+        with monkeypatch.context() as broken:
+            broken.setattr(EmbeddedStore, "view", lambda self: (_ for _ in ()).throw(OSError("a bad disk")))
+            found = await asyncio.gather(
+                engine.search(TextQuery("red")), engine.embed_texts(["red"]), return_exceptions=True
+            )
+        assert isinstance(found[0], OSError)
+        assert found[1].shape == (1, RUNTIME.embedding_dim)
+        assert (await engine.search(TextQuery("red"))).hits
+        engine.close()
+
+    asyncio.run(main())
+
+
 def test_what_goes_wrong_with_one_search_of_a_batch_is_told_to_its_caller_only(index, monkeypatch):
     async def main():
         engine = SearchEngine(ColourRuntime(), EmbeddedStore.open(index, RUNTIME.fingerprint, writable=False))
