@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dual_encoder.int8_rounding import Int8Input, Int8Weight, fit_input, fit_weight
-from dual_encoder.onnx_layout import drop_unread
+from dual_encoder.onnx_layout import attributes, drop_unread
 
 if TYPE_CHECKING:
     import onnx
@@ -218,13 +218,16 @@ def _add_constant(graph: onnx.GraphProto, name: str, array: Any) -> str:
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """Constants by name, reshaped ones too."""
+    """Constants by name, reshaped ones and parts of equal size too."""
     from onnx import numpy_helper
 
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Reshape" and all(name in found for name in node.input):
             found[node.output[0]] = found[node.input[0]].reshape(found[node.input[1]])
+        if node.op_type == "Split" and len(node.input) == 1 and node.input[0] in found:
+            parts = np.split(found[node.input[0]], len(node.output), attributes(node).get("axis", 0))
+            found.update(zip(node.output, parts, strict=True))
     return found
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from data.durable import write_atomic
 from data.errors import UserError
+from dual_encoder.onnx_attention import fuse_attention
 from dual_encoder.onnx_layout import read_pixels_in_place
 from dual_encoder.onnx_shapes import state_reshapes
 
@@ -34,7 +35,7 @@ OPSET = 17
 HEAD_PREFIX = "head/"  # of the names in a joined graph's second part
 
 # Raised where the same model is converted to another graph, so that graphs in a cache are made again.
-GRAPH_REVISION = 3
+GRAPH_REVISION = 4
 
 # Weights of so many numbers or more do not go through the converter, whose every pass copies all constants.
 LARGE = 2**16
@@ -72,6 +73,7 @@ def export_onnx(model: keras.Model, path: Path, l2_normalised: bool = False) -> 
     _fill_in(graph, large)
     read_pixels_in_place(graph)
     state_reshapes(graph)
+    fuse_attention(graph)
     write_atomic(path, graph.SerializeToString())
 
 
@@ -84,7 +86,7 @@ def merge_onnx(first: Path, second: Path, path: Path) -> None:
     link = (body.graph.output[0].name, head.graph.input[0].name)
     # A name that both graphs have, as in output "features" of both, would be taken for one tensor.
     if head.graph.output[0].name == body.graph.output[0].name:
-        body = onnx.compose.add_prefix(body, "body/", rename_inputs=False, rename_outputs=True)
+        body = onnx.compose.add_prefix(body, "body/", rename_inputs=False, rename_functions=False)
         link = (body.graph.output[0].name, link[1])
     merged = onnx.compose.merge_models(body, head, io_map=[link])
     state_opsets_once(merged)

@@ -13,6 +13,7 @@ from data.durable import write_json
 from data.errors import BundleError
 from dual_encoder.bundle import TOKENIZER
 from dual_encoder.engines import OnnxEngine, run_on_pixels, run_on_texts
+from dual_encoder.onnx_attention import in_standard_operations
 
 if TYPE_CHECKING:
     from data.images import ImagePreprocessing
@@ -42,15 +43,19 @@ class OnnxTowers:
 def write_onnx_towers(bundle: Bundle, directory: Path) -> OnnxTowers:
     """Write both towers in float32, any batch and length, the tokeniser, the preprocessing and a README.
 
+    The towers are of standard operations, whatever ONNX Runtime has kernels of its own for in the bundle's.
     `BundleError` for a bundle whose towers do not convert.
     """
+    import onnx
+
     image, text = (bundle.engine_file(tower) for tower in ("image_tower", "text_tower"))
     if image is None or text is None:
         raise BundleError(
             "a bundle with ONNX graphs of its towers", f"{bundle.path} without", "export it with --format saved_model"
         )
-    shutil.copyfile(image, directory / IMAGE)
-    shutil.copyfile(text, directory / TEXT)
+    for graph, name in ((image, IMAGE), (text, TEXT)):
+        model = in_standard_operations(onnx.load(graph))
+        (directory / name).write_bytes(model.SerializeToString())
     shutil.copyfile(bundle.path / TOKENIZER, directory / TOKENIZER)
     write_json(directory / PREPROCESSING, bundle.preprocessing.to_config())
     (directory / CARD).write_text(_card(bundle), "utf-8")

@@ -114,9 +114,10 @@ def fitted(bundle: Bundle, captions: Sequence[str]) -> Int8Fit:
     import onnx
 
     from dual_encoder.int8_graph import Int8Fit
+    from dual_encoder.onnx_attention import in_standard_operations
     from dual_encoder.onnx_export import HEAD_PREFIX, state_opsets_once
 
-    model = onnx.load(file)
+    model = in_standard_operations(onnx.load(file))
     state_opsets_once(model)  # bundles of earlier versions say it twice
     console.say(f"fitting int8 to {len(captions)} captions")
     starts = range(0, len(captions), CALIBRATION_BATCH)
