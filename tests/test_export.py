@@ -27,7 +27,7 @@ from data.sources.openmoji import draw
 from dual_encoder import export as export_module
 from dual_encoder.bundle import Bundle
 from dual_encoder.bundle_model import save_bundle
-from dual_encoder.engines import OnnxEngine
+from dual_encoder.engines import OnnxEngine, run_on_texts
 from dual_encoder.export import SAMPLE, export, main
 from dual_encoder.model import DualEncoder
 from dual_encoder.runtime import Runtime
@@ -118,6 +118,27 @@ def test_onnx_files_and_their_own_readme_give_the_runtime_s_embeddings(
     np.testing.assert_allclose(texts, runtime.embed_texts(CAPTIONS[:20]), atol=1e-5)
     np.testing.assert_allclose(pictures, runtime.embed_images([path.read_bytes() for path in images]), atol=1e-5)
     assert np.abs(pictures - pictures[0]).max() > 1e-3, "different images are told apart"
+
+
+def test_onnx_files_hold_standard_operations_where_the_bundle_s_engine_has_onnx_runtime_s_own(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    small = {"vocabulary_size": 2000, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 16}
+    text = KerasHubText(class_name="BertBackbone", settings=small, max_tokens=32)
+    model = DualEncoder(dataclasses.replace(CONFIG, text_backbone=text))
+    bundle = save_bundle(tmp_path / "m", model, bundle.tokenizer(), name="m", card="", trained={})
+    engine = bundle.engine_file("text_tower")
+    assert engine is not None
+    assert "com.microsoft" in {node.domain for node in onnx.load(engine).graph.node}
+    export(bundle, tmp_path / "towers", "onnx")
+    for name in ("image.onnx", "text.onnx"):
+        written = onnx.load(tmp_path / "towers" / name)
+        onnx.checker.check_model(written, full_check=True)
+        assert not written.functions
+        assert "com.microsoft" not in {entry.domain for entry in written.opset_import}
+    words, exported = bundle.tokenizer(), tmp_path / "towers" / "text.onnx"
+    found, own = (run_on_texts(OnnxEngine(path), words, CAPTIONS) for path in (exported, engine))
+    np.testing.assert_allclose(found, own, atol=1e-5)
 
 
 @pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
