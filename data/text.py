@@ -67,7 +67,10 @@ class CaptionTokenizer:
         """Clean and tokenise captions, padded to the longest of them."""
         if not captions:
             return TokenBatch(np.zeros((0, 1), np.int32), np.zeros((0, 1), np.int32))
-        encodings = self.tokenizer.encode_batch([clean_caption(caption) for caption in captions])
+        if len(captions) == 1:  # without a change of threads, which takes as long as the tokens of a caption
+            encodings = [self.tokenizer.encode(clean_caption(captions[0]))]
+        else:
+            encodings = self.tokenizer.encode_batch([clean_caption(caption) for caption in captions])
         ids = np.array([encoding.ids for encoding in encodings], dtype=np.int32)
         mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int32)
         return TokenBatch(ids, mask)

@@ -192,6 +192,9 @@ def run_on_texts(
 
     Texts of one length run together, so that little is spent on padding, and while they do the next are tokenised.
     """
+    if len(texts) == 1 and tokenizer is not None and shown is None:  # nothing to sort, and not padded
+        tokens = tokenizer.encode(texts)
+        return engine.run({"ids": tokens.ids, "mask": tokens.mask})
     batches: Iterable[list[tuple[np.ndarray, Inputs]]] = _text_batches(tokenizer, texts)
     if shown:
         batches = progress(batches, f"{shown}, batches of {TEXT_BATCH}", -(-len(texts) // TEXT_BATCH))
