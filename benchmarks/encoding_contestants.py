@@ -87,7 +87,7 @@ def _text(
     lengths = runtime.tokenizer.encode(sentences).mask.sum(axis=1).tolist()
     operations = statistics.mean(transformer_operations(n, width=384, layers=6, hidden=1536) for n in lengths)
     bulk = task == "captions"
-    steps = max(2, 32 // len(sentences)) if not bulk else 1
+    steps = max(4, 128 // len(sentences)) if not bulk else 1
     samples = sentences[:CAPTIONS] if bulk else SAMPLES
     settings = {
         "model": str(Path(package.origin).parent / "model"),

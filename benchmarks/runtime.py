@@ -2,10 +2,10 @@
 
 python -m benchmarks.runtime --json build/runtime.json
 
-Contestants take turns on the same cores, after a pause in which the threads of the one before go to sleep; figures are
-medians over the turns, ratios medians over turns that followed each other. Text goes from strings to embeddings, towers
-from pixels in memory, a folder from JPEG files of 500×375 pixels, whose limit on cores that the tower keeps busy is the
-time of both added up. The share of the machine is the rate of floating-point operations as a share of that of a float32
+Contestants take turns on the same cores, now in one order and now in the other, after a pause in which the threads of
+the one before go to sleep; figures are medians over the turns, ratios medians over turns that followed each other. Text
+goes from strings to embeddings, towers from pixels in memory, a folder from JPEG files of 500×375 pixels, whose limit
+on cores that the tower keeps busy is the time of both added up. The share of the machine is the rate of floating-point operations as a share of that of a float32
 matrix product of 2,048² in the same run. With `--int8-data` a text tower in int8 is measured against float32: its
 recall as `dual_encoder.quantize` measures it before it publishes one, its speed on text of 16 tokens. The peers'
 environment is made by `make peers`.
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say(task)
         with contextlib.ExitStack() as stack:
             taking_turns, operations = contestants(task, runtime, python, options, stack, report)
-            rates[task] = {name: [] for name in (*taking_turns, "matrix product")}
-            for _ in range(options.turns):
-                for name, turn in taking_turns.items():
+            taking_turns["matrix product"] = partial(_matrix_product, operations)
+            rates[task] = {name: [] for name in taking_turns}
+            for number in range(options.turns):
+                order = list(taking_turns.items())
+                for name, turn in order if number % 2 else reversed(order):  # who follows whom matters
                     time.sleep(PAUSE_SECONDS)
                     rates[task][name].append(turn())
-                time.sleep(PAUSE_SECONDS)
-                rates[task]["matrix product"].append(_matrix_product() / operations)
     if "folder" in rates:
         parts = (rates["folder"][name] for name in ("tower on pixels in memory", "decoding alone"))
         rates["folder"]["tower and decoding share the cores"] = [
@@ -106,12 +107,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _matrix_product(size: int = 2048) -> float:
-    """Floating-point operations a second of one float32 product of square matrices, by NumPy's BLAS."""
+def _matrix_product(operations: float, size: int = 2048) -> float:
+    """Items a second of so many operations each, at the rate of NumPy in one float32 product of square matrices."""
     matrix = np.ones((size, size), np.float32)
     began = time.perf_counter()
     np.matmul(matrix, matrix)
-    return 2.0 * size**3 / (time.perf_counter() - began)
+    return 2.0 * size**3 / operations / (time.perf_counter() - began)
 
 
 def _cold_start(report: Report, turns: int) -> None:
