@@ -5,10 +5,10 @@ python -m benchmarks.runtime --json build/runtime.json
 Contestants take turns on the same cores, now in one order and now in the other, after a pause in which the threads of
 the one before go to sleep; figures are medians over the turns, ratios medians over turns that followed each other. Text
 goes from strings to embeddings, towers from pixels in memory, a folder from JPEG files of 500×375 pixels, whose limit
-on cores that the tower keeps busy is the time of both added up. The share of the machine is the rate of floating-point operations as a share of that of a float32
-matrix product of 2,048² in the same run. With `--int8-data` a text tower in int8 is measured against float32: its
-recall as `dual_encoder.quantize` measures it before it publishes one, its speed on text of 16 tokens. The peers'
-environment is made by `make peers`.
+on cores that the tower keeps busy is the time of both added up. The share of the machine is the rate of floating-point
+operations as a share of that of a float32 matrix product of 2,048² in the same run. With `--int8-data` a text tower in
+int8 is measured against float32: its recall as `dual_encoder.quantize` measures it before it publishes one, its speed
+on text of 16 tokens. The peers' environment is made by `make peers`.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ TEXT_BATCH = 64
 SPIN_MICROSECONDS = 2_000
 SHARED_SPIN_MICROSECONDS = 1_000  # bridges the parts of a run, and soon leaves the core to what comes after it
 ROWS_OF_A_CORE = 4  # with fewer, dividing a batch among cores gains nothing
+ROWS_OF_PIXELS = 8  # that a core computes at a time: what is between the layers of more does not stay in its cache
 # From this share on of runs that found another under way, threads that wait for each other lose their cores to others.
 CROWDED, _NEWEST = 0.25, 1 / 16
 _WINDOW = 32 * TEXT_BATCH  # texts that are tokenised together and sorted by their length
@@ -47,12 +48,12 @@ class Engine(Protocol):
 class OnnxEngine:
     """Runs an ONNX file on the CPU; safe to call from several threads.
 
-    A batch with `ROWS_OF_A_CORE` rows or more for each of `threads`, by default all cores, is divided among them: each
-    computes its rows by itself, so that none waits for another after every product. Smaller ones are computed by all
-    threads together. An engine that is made `shared` gives a run beside another one thread: both do more than one after
-    the other; and every run, while it is `CROWDED`. Cores that compute by themselves have weights of their own in
-    common, loaded with the first such run, or at once by an engine that is shared; they are the same weights even if
-    another model has taken the file's place.
+    A batch with `ROWS_OF_A_CORE` rows or more for each of `threads`, by default all cores, is divided among them:
+    each computes its rows by itself, images in parts, so that none waits for another after every product. Smaller
+    ones are computed by all threads together. An engine that is made `shared` gives a run beside another one thread:
+    both do more than one after the other; and every run, while it is `CROWDED`. Cores that compute by themselves have
+    weights of their own in common, loaded with the first such run, or at once by an engine that is shared; they are
+    the same weights even if another model has taken the file's place.
     """
 
     name = "onnxruntime"
@@ -95,7 +96,9 @@ class OnnxEngine:
 
     def _divided(self, inputs: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
         session = self._on_one_core()
-        cuts = [rows * part // self._threads for part in range(self._threads + 1)]
+        pixels = any(array.ndim == 4 for array in inputs.values())
+        count = self._threads * (-(-rows // (self._threads * ROWS_OF_PIXELS)) if pixels else 1)
+        cuts = [rows * part // count for part in range(count + 1)]
         parts = [{name: array[a:b] for name, array in inputs.items()} for a, b in itertools.pairwise(cuts)]
         return np.concatenate(
             list(map_ordered(lambda part: session.run(None, part)[0], parts, len(parts), self._threads))

@@ -212,6 +212,27 @@ def test_a_shared_engine_gives_every_run_one_thread_while_most_are_beside_anothe
     assert used[-1] == "wide", "calm again"
 
 
+@pytest.mark.parametrize(("rows", "parts"), [(12, [4, 4, 4]), (32, [5, 5, 6] * 2), (48, [8] * 6)])
+def test_cores_compute_images_in_parts_as_many_for_each(tiny_bundle: Bundle, rows: int, parts: list[int]) -> None:
+    path = tiny_bundle.engine_file("image_tower")
+    assert path is not None
+    engine = OnnxEngine(path, 3, shared=True)
+    session, ran = engine._on_one_core(), []
+
+    class Session:
+        def run(self, outputs: None, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            ran.append(len(next(iter(inputs.values()))))
+            return session.run(outputs, inputs)
+
+    engine._alone = Session()
+    size = session.get_inputs()[0].shape[1]
+    pixels = np.random.default_rng(0).normal(size=(rows, size, size, 3)).astype(np.float32)
+    found = engine.run({"pixels": pixels})
+    assert sorted(ran) == sorted(parts)
+    expected = np.concatenate([session.run(None, {session.get_inputs()[0].name: row[None]})[0] for row in pixels])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("rows", [engines.ROWS_OF_A_CORE * 3 - 1, engines.ROWS_OF_A_CORE * 3, 50])
 def test_a_large_batch_is_divided_among_cores_and_its_rows_keep_their_order(
