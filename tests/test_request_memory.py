@@ -173,11 +173,13 @@ def test_more_connections_than_allowed_are_not_accepted(index):
 
         def connected(wait):
             options = [("grpc.use_local_subchannel_pool", 1)]
-            channel = stack.enter_context(grpc.insecure_channel(address, options))
+            channel = grpc.insecure_channel(address, options)
             try:
                 search_service_pb2_grpc.SearchServiceStub(channel).Search(request, timeout=30, wait_for_ready=wait)
             except grpc.RpcError as error:
+                channel.close()  # or it would go on asking for a place, before others
                 return error.code().name
+            stack.enter_context(channel)
             return "OK"
 
         with SearchClient(address) as client:
