@@ -6,19 +6,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dual_encoder.int8_rounding import Int8Input, Int8Weight, fit_input, fit_weight
-from dual_encoder.onnx_layout import attributes, drop_unread
+from dual_encoder.onnx_layout import CONTRIBUTED, add_constant, attributes, drop_unread
 
 if TYPE_CHECKING:
     import onnx
 
 MOST_ROWS = 4096  # of each product's inputs are kept to fit it to
 JUDGED_BATCHES = 1  # show what a single product does to the output
-CONTRIBUTED = "com.microsoft"  # ONNX Runtime's own operations
 
 
 @dataclass(frozen=True)
@@ -185,10 +184,10 @@ def _quantise(graph: onnx.GraphProto, name: str, chosen: Int8Input) -> list[onnx
     nodes, read = [], name
     if chosen.factors is not None:
         read = f"{name}/divided"
-        inverse = _add_constant(graph, f"{name}/factors", (1 / chosen.factors).astype(np.float32))
+        inverse = add_constant(graph, f"{name}/factors", (1 / chosen.factors).astype(np.float32))
         nodes.append(helper.make_node("Mul", [name, inverse], [read], name=read))
-    scale = _add_constant(graph, f"{name}/scale", np.float32(chosen.scale))
-    zero = _add_constant(graph, f"{name}/zero_point", np.uint8(chosen.zero_point))
+    scale = add_constant(graph, f"{name}/scale", np.float32(chosen.scale))
+    zero = add_constant(graph, f"{name}/zero_point", np.uint8(chosen.zero_point))
     nodes.append(helper.make_node("QuantizeLinear", [read, scale, zero], [f"{name}/int8"], name=f"{name}/int8"))
     return nodes
 
@@ -203,18 +202,11 @@ def _multiply(graph: onnx.GraphProto, product: Product, weight: Int8Weight, outp
         "bias": product.bias + weight.correction,
     }
     values, scales, zero, bias = (
-        _add_constant(graph, f"{product.node}/{name}", array) for name, array in arrays.items()
+        add_constant(graph, f"{product.node}/{name}", array) for name, array in arrays.items()
     )
     read = product.input
     inputs = [f"{read}/int8", values, f"{read}/scale", scales, f"{read}/zero_point", zero, bias]
     return helper.make_node("MatMulIntegerToFloat", inputs, [output], name=product.node, domain=CONTRIBUTED)
-
-
-def _add_constant(graph: onnx.GraphProto, name: str, array: Any) -> str:
-    from onnx import numpy_helper
-
-    graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
-    return name
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dual_encoder.onnx_layout import attributes, drop_unread
+from dual_encoder.onnx_layout import CONTRIBUTED, add_constant, attributes, drop_unread
 
 if TYPE_CHECKING:
     import onnx
 
-CONTRIBUTED = "com.microsoft"  # ONNX Runtime's own operations
 HEADS_FIRST, HEADS_FIRST_TRANSPOSED = [0, 2, 1, 3], [0, 2, 3, 1]  # of (B, L, heads, size)
 BOOLEAN = 9  # among ONNX's types
 
@@ -60,8 +59,8 @@ def fuse_attention(model: onnx.ModelProto) -> None:
             nodes.append(helper.make_node("Cast", [attention.mask], [seen], seen, to=BOOLEAN))
             attended = masks[attention.mask]
             nodes.append(helper.make_node("Cast", [seen], [attended], attended, to=TensorProto.INT32))
-        weight = _add_constant(graph, f"{name}/weight", np.concatenate(attention.weights, axis=1))
-        bias = _add_constant(graph, f"{name}/bias", np.concatenate(attention.biases).reshape(-1))
+        weight = add_constant(graph, f"{name}/weight", np.concatenate(attention.weights, axis=1))
+        bias = add_constant(graph, f"{name}/bias", np.concatenate(attention.biases).reshape(-1))
         nodes.append(
             helper.make_node(
                 "Attention",
@@ -252,10 +251,3 @@ class _OtherwiseError(Exception):
 def _require(holds: bool) -> None:
     if not holds:
         raise _OtherwiseError
-
-
-def _add_constant(graph: onnx.GraphProto, name: str, array: np.ndarray) -> str:
-    from onnx import numpy_helper
-
-    graph.initializer.append(numpy_helper.from_array(array, name))
-    return name

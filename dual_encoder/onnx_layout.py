@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 # Pixels have so many channels at most; a convolution of many reads them faster side by side.
 MOST_CHANNELS = 4
 
+CONTRIBUTED = "com.microsoft"  # the domain of ONNX Runtime's own operations
+
 
 def read_pixels_in_place(model: onnx.ModelProto) -> None:
     """Replace "transpose (B, H, W, C) to (B, C, H, W), convolve" at an input of the graph by one convolution.
@@ -77,6 +79,14 @@ def _constant(graph: onnx.GraphProto, name: str) -> np.ndarray | None:
             stored = _constant(graph, node.input[0])
             return None if stored is None else stored.transpose(attributes(node)["perm"])
     return None
+
+
+def add_constant(graph: onnx.GraphProto, name: str, array: Any) -> str:
+    """Put a constant into the graph; return its name."""
+    from onnx import numpy_helper
+
+    graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    return name
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:

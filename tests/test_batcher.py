@@ -298,7 +298,7 @@ def test_one_slow_batch_does_not_make_it_refuse_for_long():
         first = await occupied(batcher, gate)
         second = await waiting(batcher, 1)
         gate.opened.set()
-        await asyncio.gather(first, second)
+        assert await asyncio.gather(first, second) == [[0], [10]]
 
     run(scenario)
 

@@ -36,6 +36,14 @@ async def asking(cache: SingleFlight[str, str], key: str, maker: Maker, deadline
     return task
 
 
+async def made_anew(cache: SingleFlight[str, str], maker: Maker) -> bool:
+    """Whether the value of "a" is made again for who asks now."""
+    before = len(maker.begun)
+    task = await asking(cache, "a", maker)
+    maker.begun[-1].set_result("made")
+    return await task == "made" and len(maker.begun) == before + 1
+
+
 def test_all_who_ask_meanwhile_get_what_one_had_made_and_it_is_kept():
     async def scenario(cache, maker):
         tasks = [await asking(cache, "a", maker) for _ in range(3)]
@@ -91,9 +99,7 @@ def test_a_failure_is_told_to_all_and_not_kept():
         maker.begun[0].set_exception(ValueError("no"))
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(outcome, ValueError)
-        again = await asking(cache, "a", maker)
-        maker.begun[1].set_result("made")
-        assert await again == "made"
+        assert await made_anew(cache, maker)
 
     run(scenario)
 
@@ -105,9 +111,7 @@ def test_what_cannot_begin_is_told_and_leaves_nothing_behind():
 
         with pytest.raises(ValueError, match="full"):
             await cache.get("a", refuse)
-        task = await asking(cache, "a", maker)
-        maker.begun[0].set_result("made")
-        assert await task == "made"
+        assert await made_anew(cache, maker)
 
     run(scenario)
 
