@@ -320,3 +320,36 @@ def test_results_reach_those_who_still_wait_when_the_threads_are_stopped():
         await stopping
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.parametrize(("ahead", "handed_over"), [(0, [1]), (1, [1, 2]), (2, [1, 2, 2])])
+def test_full_batches_wait_in_the_executor_and_others_in_the_batcher(ahead: int, handed_over: list[int]):
+    async def main():
+        gate = Gate()
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(gate, executor, Turn(), max_batch=2, ahead=ahead)
+            calls = [await occupied(batcher, gate)]
+            calls += [asyncio.create_task(batcher.submit([item])) for item in range(1, 6)]
+            await asyncio.sleep(0)
+            assert batcher._running == handed_over
+            assert batcher.waiting == 6
+            gate.opened.set()
+            assert await asyncio.gather(*calls) == [[item * 10] for item in range(6)]
+        assert gate.batches == [[0], [1, 2], [3, 4], [5]]
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_nothing_goes_ahead_of_another_batcher_that_waits_for_its_turn():
+    async def main():
+        gate, turn = Gate(), Turn()
+        with ThreadPoolExecutor(1) as executor:
+            texts = Batcher(gate, executor, turn, max_batch=1, ahead=1)
+            images = Batcher(gate, executor, turn, max_batch=1)
+            calls = [await occupied(texts, gate), await waiting(images, 100)]
+            calls += [await waiting(texts, item) for item in (1, 2)]
+            gate.opened.set()
+            await asyncio.gather(*calls)
+        assert gate.batches == [[0], [100], [1], [2]]
+
+    asyncio.run(asyncio.wait_for(main(), 20))
