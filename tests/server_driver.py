@@ -29,12 +29,12 @@ from serving.unit_loader import UnitLoader
 
 
 class SteeredRuntime(ColourRuntime):
-    """Fails on the text "break", as a defect would; on "wait" it says so and waits for a line on standard input."""
+    """Fails on the text "break", as a defect would; on one that begins with "wait" it says so and waits for a line."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         if "break" in texts:
             raise RuntimeError("a secret path")
-        if "wait" in texts:
+        if any(text.startswith("wait") for text in texts):
             print("waiting", flush=True)
             sys.stdin.readline()
         return super().embed_texts(texts)

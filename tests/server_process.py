@@ -15,6 +15,15 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @contextlib.contextmanager
+def held(process: subprocess.Popen) -> Iterator[None]:
+    """What is asked for inside, a text that begins with "wait", has no answer before the end."""
+    yield
+    assert process.stdout.readline() == "waiting\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@contextlib.contextmanager
 def running(index: Path, *hold: str, address: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen, str]]:
     """A server process and its address."""
     process = subprocess.Popen(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from either_client import BlockingClient
 from fakes import ColourRuntime, picture
-from server_process import running
+from server_process import held, running
 
 from protos.imageretrieval.v1 import image_service_pb2, index_service_pb2, operation_service_pb2, search_service_pb2
 from serving import client_calls as calls
@@ -24,11 +24,16 @@ RUNTIME = ColourRuntime()
 
 
 @pytest.fixture(scope="module")
-def address(index):
-    with running(index) as (_, address):
+def server(index):
+    with running(index) as (process, address):
         with SearchClient(address) as client:
             client.wait_until_ready(30)
-        yield address
+        yield process, address
+
+
+@pytest.fixture
+def address(server):
+    return server[1]
 
 
 @pytest.fixture(params=[SearchClient, BlockingClient], ids=["sync", "async"])
@@ -81,7 +86,7 @@ def test_pages_follow_each_other_to_the_last_hit(client):
     assert ids(client.search("red", k=25, page_token=pages[0].next_page_token)) == ids([*pages[1], *pages[2]])
 
 
-def test_errors_carry_everything_that_the_server_told(client):
+def test_errors_carry_everything_that_the_server_told(server, client):
     with pytest.raises(ServiceError) as refusal:
         client.search(image_id="nobody")
     assert refusal.value.resource.name == "nobody"
@@ -96,8 +101,8 @@ def test_errors_carry_everything_that_the_server_told(client):
     assert refusal.value.code == "INTERNAL"
     assert refusal.value.request_id in str(refusal.value)
     assert refusal.value.request_id
-    with pytest.raises(ServiceError) as refusal:
-        client.search(f"a red one for {id(client)}", timeout=1e-6)  # never asked before: a kept answer comes at once
+    with held(server[0]), pytest.raises(ServiceError) as refusal:
+        client.search(f"wait for {id(client)}", timeout=1)
     assert refusal.value.code == "DEADLINE_EXCEEDED"
 
 
