@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from grpc_status import rpc_status
 
+from serving.core_server import CoreServer
 from serving.error_details import RequestTooLarge, status_of
 from serving.method_policies import POLICIES
 from serving.overload import Overloaded
@@ -25,11 +26,10 @@ _OURS = "/imageretrieval.v1."
 class BoundedServer:
     """A server as services are added to it, with their methods' requests bounded; the memory is the process's own.
 
-    Methods are found by the generic handlers only: gRPC for Python waits apart for the calls of each method that is
-    registered by name, and takes calls the slower for it.
+    Methods are found by the generic handlers only.
     """
 
-    def __init__(self, server: grpc.aio.Server, memory: RequestMemory) -> None:
+    def __init__(self, server: CoreServer, memory: RequestMemory) -> None:
         self._server, self._memory = server, memory
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:

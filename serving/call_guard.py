@@ -33,7 +33,7 @@ from serving.searches import SearchAnswer, Timings
 if TYPE_CHECKING:
     from serving.index_upkeep import IndexUpkeep
 
-READ_FROM, SAMPLE = 0.1, 16  # where so many answers are kept, calls are read; elsewhere one of so many
+READ_FROM, SAMPLE = 0.1, 32  # where so many answers are kept, calls are read; elsewhere one of so many
 
 _UNREAD = Origin()
 _log = logging.getLogger(__name__)
@@ -165,7 +165,10 @@ class CallGuard:
         except Exception as error:
             refused = admission.end(error)
             assert refused is not None
-            raise refused from error
+            try:
+                raise refused from error
+            finally:
+                del refused  # it refers to this frame: only a collection would free the call
         return admission
 
     @property
@@ -277,4 +280,7 @@ class Admission:
     ) -> None:
         refused = self.end(error)
         if refused is not None:
-            raise refused from error
+            try:
+                raise refused from error
+            finally:
+                del refused  # it refers to this frame: only a collection would free the call

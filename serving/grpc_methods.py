@@ -25,10 +25,9 @@ from serving.bounded_requests import BoundedServer
 from serving.call_guard import CallGuard, CallRefused
 from serving.callers import Origin, UnknownMethod
 from serving.connections import MAX_MESSAGE_BYTES
+from serving.core_server import Refusal, RefuseUnread, Trailers
 from serving.error_details import MalformedRequest, ResponseTooLarge
-
-_Trailers = tuple[tuple[str, str | bytes], ...]
-
+from serving.method_policies import POLICIES
 
 def add_service(
     server: BoundedServer, descriptor: ServiceDescriptor, servicer: object, guard: CallGuard, admin: bool
@@ -45,6 +44,18 @@ def add_service(
 def refuse_other_methods(server: BoundedServer, guard: CallGuard, admin: bool) -> None:
     """Give the refusal of unknown methods the details that all refusals have. The last handler to be added."""
     server.add_generic_rpc_handlers((_OtherMethods(guard, admin),))
+
+
+def refuse_unread(guard: CallGuard) -> RefuseUnread:
+    """What the guard refuses before anything of a call is looked at; see `CoreServer`."""
+    names = {f"/imageretrieval.v1.{name.replace('.', '/')}": name for name, policy in POLICIES.items() if policy.shed}
+
+    def refuse(path: str, remaining: float | None) -> Refusal | None:
+        name = names.get(path)
+        shed = None if name is None else guard.shed(name)
+        return None if shed is None else _told(shed.status, remaining)
+
+    return refuse
 
 
 class _OtherMethods(grpc.GenericRpcHandler):
@@ -72,8 +83,6 @@ def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGua
     decode = _decoder(message_factory.GetMessageClass(method.input_type))
 
     async def one(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
-        if (shed := guard.shed(name)) is not None:
-            return await _abort(context, shed.status)
         try:
             with guard.admit(name, _origin(context, admin)) as call:
                 return _encode(await handler(_checked(await context.read()), call))
@@ -165,14 +174,10 @@ def _certificate_names(auth_context: Any) -> tuple[str, ...]:
 
 
 async def _abort(context: grpc.aio.ServicerContext, status: status_pb2.Status) -> None:
-    code, message, trailers = _told(status, context.time_remaining())
-    try:
-        await context.abort(code, message, trailers)
-    except grpc.aio.InternalError:  # the client has gone meanwhile, which gRPC would log as a failure of ours
-        raise asyncio.CancelledError from None
+    await context.abort(*_told(status, context.time_remaining()))
 
 
-def _told(status: status_pb2.Status, remaining: float | None) -> tuple[grpc.StatusCode, str, _Trailers]:
+def _told(status: status_pb2.Status, remaining: float | None) -> Refusal:
     """A status as gRPC sends it, with RetryInfo once more, as the trailer that its clients wait by when they repeat
     calls on their own.
 
@@ -186,7 +191,7 @@ def _told(status: status_pb2.Status, remaining: float | None) -> tuple[grpc.Stat
 
 
 @functools.lru_cache(1_024)  # where calls are refused in masses, it is with the same few words
-def _parts(serialised: bytes) -> tuple[grpc.StatusCode, str, _Trailers, int | None]:
+def _parts(serialised: bytes) -> tuple[grpc.StatusCode, str, Trailers, int | None]:
     """Code, message and trailers of a status, and the milliseconds in its RetryInfo."""
     status = status_pb2.Status.FromString(serialised)
     told, retry = rpc_status.to_status(status), error_details_pb2.RetryInfo()

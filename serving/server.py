@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from grpc_health.v1 import health
 
     from serving.call_guard import CallGuard
+    from serving.core_server import CoreServer
     from serving.hot_swap import HotSwap
     from serving.isolated_decoding import IsolatedDecoder
     from serving.search_engine import SearchEngine
@@ -85,7 +86,7 @@ async def _serve_calls(settings: ServerSettings, loader: Loader, guard: CallGuar
 
     health_service = health.aio.HealthServicer()
     servers = _open_ports(settings, guard, health_service)
-    stopping = asyncio.ensure_future(_stop_signal())
+    stopping = _stop_signal()
     await _set_serving(health_service, False)
     for server, listening in servers:
         await server.start()
@@ -150,7 +151,7 @@ def _begin(guard: CallGuard, engine: SearchEngine, settings: ServerSettings, swa
 
 def _open_ports(
     settings: ServerSettings, guard: CallGuard, health_service: health.aio.HealthServicer
-) -> list[tuple[grpc.aio.Server, str]]:
+) -> list[tuple[CoreServer, str]]:
     """The servers, not yet started, and the line that tells where each listens."""
     from serving.tls import CertificateFiles
 
@@ -173,18 +174,18 @@ def _make_server(
     guard: CallGuard,
     health_service: health.aio.HealthServicer,
     admin: bool,
-) -> grpc.aio.Server:
+) -> CoreServer:
     """A server with our services and health, not yet on a port; with reflection where operators call."""
-    import grpc
     from grpc_health.v1 import health, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
     from serving.bounded_requests import BoundedServer
     from serving.connections import channel_options
-    from serving.grpc_methods import refuse_other_methods
+    from serving.core_server import CoreServer
+    from serving.grpc_methods import refuse_other_methods, refuse_unread
     from serving.grpc_service import SERVICES, add_services
 
-    server = grpc.aio.server(options=channel_options(settings.connections))
+    server = CoreServer(channel_options(settings.connections), refuse_unread(guard))
     bounded = BoundedServer(server, memory)
     add_services(bounded, guard, admin)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, bounded)
@@ -197,7 +198,7 @@ def _make_server(
     return server
 
 
-def _open_port(server: grpc.aio.Server, address: str, flag: str, credentials: grpc.ServerCredentials | None) -> int:
+def _open_port(server: CoreServer, address: str, flag: str, credentials: grpc.ServerCredentials | None) -> int:
     """Bind the server to `address` and return the port, which the system chooses when it is 0."""
     try:
         return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
@@ -220,12 +221,12 @@ async def _set_serving(health_service: health.aio.HealthServicer, serving: bool)
         await health_service.set(service, statuses.SERVING if serving else statuses.NOT_SERVING)
 
 
-async def _stop_signal() -> None:
-    """Return when the process is asked to stop."""
+def _stop_signal() -> asyncio.Task[Any]:
+    """Done when the process is asked to stop, which it may be from now on."""
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
-    await asked.wait()
+    return asyncio.create_task(asked.wait())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,312 @@
+"""A gRPC server for an event loop, on the core of gRPC itself: one thread takes what the core tells of calls, refuses
+at once what is to be refused unread, and hands the rest to handlers on the loop; knows no service.
+
+`grpc.aio` takes a call through four or more passes of the loop, two threads and a task for each step; here they are two
+passes and one task, and a call that is refused never comes to the loop (docs/adr/0048-calls-from-the-core.md). Only
+this file uses `cygrpc`, the module on which both of gRPC's own servers for Python are written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import grpc
+from grpc._cython import cygrpc
+
+Trailers = Sequence[tuple[str, str | bytes]]
+Refusal = tuple[grpc.StatusCode, str, Trailers]
+RefuseUnread = Callable[[str, float | None], Refusal | None]
+
+TAKEN_AHEAD = 16  # calls that the core may have ready while one is being looked at
+_NEVER = 1e15  # seconds since 1970: what the core gives as the deadline of a call without one is beyond
+_NO_FLAGS = 0
+
+_log = logging.getLogger(__name__)
+
+
+class CoreServer:
+    """The part of `grpc.aio.Server` that a server of generic handlers needs. Belongs to the event loop that starts it.
+
+    Handlers are `grpc.stream_unary_rpc_method_handler` or `grpc.stream_stream_rpc_method_handler` over coroutines or
+    async generators, without a deserialiser, for they read bytes by `context.read()`; see `CoreCall` for `context`.
+    `refuse_unread(path, remaining)` is asked first, in the thread that takes calls, with the seconds that the call
+    still has (None: no deadline); it must be quick. What it returns is told to the caller, and no handler learns of it.
+    """
+
+    def __init__(self, options: Sequence[tuple[str, int]] = (), refuse_unread: RefuseUnread | None = None) -> None:
+        self._server = cygrpc.Server(tuple(options), False)
+        self._events = cygrpc.CompletionQueue()
+        self._server.register_completion_queue(self._events)
+        self._refuse_unread = refuse_unread
+        self._handlers: list[grpc.GenericRpcHandler] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._news: deque[Callable[[], None]] = deque()
+        self._loop_knows = False
+        self._lock = threading.Lock()  # of the three below
+        self._due = 0  # what the core will tell yet
+        self._stopping = self._ended = False
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """See `grpc.aio.Server`: the first that knows a method answers it."""
+        self._handlers += handlers
+
+    def add_insecure_port(self, address: str) -> int:
+        """Listen on `address` and return the port; `RuntimeError` when it cannot be opened."""
+        return self._opened(address, self._server.add_http2_port(address.encode()))
+
+    def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
+        """As `add_insecure_port`, with TLS."""
+        return self._opened(address, self._server.add_http2_port(address.encode(), credentials._credentials))
+
+    async def start(self) -> None:
+        """Take calls from now on."""
+        self._loop = asyncio.get_running_loop()
+        self._all_told = self._loop.create_future()
+        self._server.start()
+        for _ in range(TAKEN_AHEAD):
+            self._request_call()
+        threading.Thread(target=self._take_events, name="calls", daemon=True).start()
+
+    async def stop(self, grace: float | None) -> None:
+        """Take no further calls; those under way have `grace` seconds to end, and are cancelled then."""
+        with self._lock:
+            if not self._stopping:
+                self._stopping = True
+                self._due += 1
+                self._server.shutdown(self._events, _nothing)
+        ended, _ = await asyncio.wait([self._all_told], timeout=grace or 0)
+        if not ended:
+            self._server.cancel_all_calls()
+            await self._all_told
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def start_batch(self, call: Any | None, operations: Sequence[Any], told: Callable[[Any], None]) -> bool:
+        """Have the core do something for a call, which calls `told` in the thread of events; False: it has ended."""
+        with self._lock:
+            if call is None or self._ended or call.start_server_batch(operations, told) != cygrpc.CallError.ok:
+                return False
+            self._due += 1
+            return True
+
+    def tell(self, news: Callable[[], None]) -> None:
+        """Call `news` on the loop, after what was to be called before; wakes it once for all that comes meanwhile."""
+        self._news.append(news)
+        if not self._loop_knows:
+            self._loop_knows = True
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                self._loop.call_soon_threadsafe(self._hear)
+
+    def _hear(self) -> None:
+        self._loop_knows = False
+        while self._news:
+            self._news.popleft()()
+
+    def _opened(self, address: str, port: int) -> int:
+        if not port:
+            raise RuntimeError(f"cannot listen on {address}")
+        return port
+
+    def _take_events(self) -> None:
+        """Handle what the core tells, until it has nothing more to tell."""
+        while not self._ended:
+            event = self._events.poll()
+            try:
+                event.tag(event)
+            except Exception:  # of one call; the others go on
+                _log.exception("a call could not be taken further")
+            del event  # or its call would live until the next one
+            with self._lock:
+                self._due -= 1
+                self._ended = self._stopping and not self._due
+        self._server.destroy()
+        self.tell(partial(self._all_told.set_result, None))
+
+    def _request_call(self) -> None:
+        with self._lock:
+            if not self._stopping:
+                self._server.request_call(self._events, self._events, self._take_call)
+                self._due += 1
+
+    def _take_call(self, event: Any) -> None:
+        if not event.success:  # the server stops
+            return
+        self._request_call()
+        call = CoreCall(self, event)
+        if (refusal := self._refusal(call)) is None:
+            call.begin()
+            self.tell(partial(self._begin, call))
+        else:
+            call.refuse(*refusal)
+
+    def _refusal(self, call: CoreCall) -> Refusal | None:
+        if self._refuse_unread is None:
+            return None
+        try:
+            return self._refuse_unread(call.path, call.time_remaining())
+        except Exception:
+            _log.exception("whether %s is refused could not be told", call.path)
+            return grpc.StatusCode.UNKNOWN, "", ()
+
+    def _begin(self, call: CoreCall) -> None:
+        task = call.task = asyncio.create_task(self._serve(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, call: CoreCall) -> None:
+        try:
+            details = _CallDetails(call.path, call.invocation_metadata())
+            found = (handler.service(details) for handler in self._handlers)
+            handler = next((one for one in found if one is not None), None)
+            if handler is None:
+                await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the server has no such method")
+            call.serialize = handler.response_serializer
+            if not handler.response_streaming:
+                call.finish(await handler.stream_unary(None, call))
+                return
+            responses = handler.stream_stream(None, call)
+            if asyncio.iscoroutine(responses):  # it writes to the context
+                await responses
+            else:
+                async with contextlib.aclosing(responses):
+                    async for response in responses:
+                        await call.write(response)
+            call.finish()
+        except grpc.aio.AbortError:
+            pass  # the caller has been told
+        except asyncio.CancelledError:  # the caller has gone, or time is up
+            call.end(grpc.StatusCode.CANCELLED)
+        except Exception:
+            _log.exception("the handler of %s failed", call.path)
+            call.end(grpc.StatusCode.UNKNOWN)
+
+
+class _CallDetails(NamedTuple):
+    """See `grpc.HandlerCallDetails`."""
+
+    method: str
+    invocation_metadata: Trailers
+
+
+class CoreCall:
+    """One call: the part of `grpc.aio.ServicerContext` that handlers use, on the loop."""
+
+    __slots__ = ("path", "task", "serialize", "_server", "_call", "_deadline", "_metadata", "_answering")
+
+    def __init__(self, server: CoreServer, event: Any) -> None:
+        details = event.call_details
+        self.path: str = details.method.decode("utf-8", "replace")
+        self.task: asyncio.Task[None] | None = None
+        self.serialize: Callable[[Any], bytes] | None = None
+        self._server, self._call = server, event.call
+        self._deadline: float | None = details.deadline if details.deadline < _NEVER else None
+        self._metadata = event.invocation_metadata
+        self._answering = False
+
+    def begin(self) -> None:
+        """Have the core tell when the caller goes; in the thread of events."""
+        self._server.start_batch(self._call, (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
+
+    def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers) -> None:
+        """End a call that was not begun; in the thread of events."""
+        operations = (
+            cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+            cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
+            cygrpc.SendStatusFromServerOperation(trailers, code.value[0], details.encode(), _NO_FLAGS),
+        )
+        self._server.start_batch(self._call, operations, _nothing)
+
+    def invocation_metadata(self) -> Trailers:
+        """What came with the call; values are bytes where the name ends in "-bin"."""
+        return self._metadata
+
+    def peer(self) -> str:
+        """gRPC's name for who calls, such as "ipv4:192.0.2.1:5000"."""
+        return self._call.peer().decode()
+
+    def auth_context(self) -> dict[str, Sequence[bytes]]:
+        """What TLS knows of who calls."""
+        return {name.decode(): values for name, values in (cygrpc.auth_context(self._call) or {}).items()}
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline, at least 0; None where there is none."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.time())
+
+    async def read(self) -> Any:
+        """The next message, as bytes, or `grpc.aio.EOF`."""
+        come: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
+
+        def told(event: Any) -> None:
+            message = event.batch_operations[0].message()
+            self._server.tell(partial(_settle, come, grpc.aio.EOF if message is None else message))
+
+        if not self._server.start_batch(self._call, operations, told):
+            return grpc.aio.EOF
+        return await come
+
+    async def write(self, response: Any) -> None:
+        """Send a message of several, and wait until the core has room for another."""
+        sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        operations = (*self._head(), cygrpc.SendMessageOperation(self._bytes(response), _NO_FLAGS))
+        if not self._server.start_batch(
+            self._call, operations, lambda event: self._server.tell(partial(_settle, sent, event.success))
+        ):
+            raise asyncio.CancelledError
+        if not await sent:  # the caller has gone
+            raise asyncio.CancelledError
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> None:
+        """Tell the caller an error; raises `grpc.aio.AbortError`, which handlers leave alone."""
+        self.end(code, details, trailing_metadata)
+        raise grpc.aio.AbortError
+
+    def finish(self, response: Any = None) -> None:
+        """Tell the only answer, if there is one, and that all went well."""
+        self.end(grpc.StatusCode.OK, message=None if response is None else self._bytes(response))
+
+    def end(
+        self, code: grpc.StatusCode, details: str = "", trailers: Trailers = (), message: bytes | None = None
+    ) -> None:
+        """Tell how the call ended, unless that has been told."""
+        if (call := self._call) is None:
+            return
+        self._call = None  # the core counts a call until nobody refers to it, and refuses others of its connection
+        answer = () if message is None else (cygrpc.SendMessageOperation(message, _NO_FLAGS),)
+        status = cygrpc.SendStatusFromServerOperation(trailers, code.value[0], details.encode(), _NO_FLAGS)
+        self._server.start_batch(call, (*self._head(), *answer, status), _nothing)
+
+    def _head(self) -> tuple[Any, ...]:
+        """What comes before the first message."""
+        if self._answering:
+            return ()
+        self._answering = True
+        return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
+
+    def _bytes(self, response: Any) -> bytes:
+        return response if self.serialize is None else self.serialize(response)
+
+    def _closed(self, event: Any) -> None:
+        if event.batch_operations[0].cancelled():
+            self._server.tell(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _nothing(event: Any) -> None:
+    """For what nobody waits for."""

@@ -1,0 +1,273 @@
+"""Calls from the core of gRPC to handlers on the loop and back: real channels, real ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+
+import grpc
+import pytest
+
+from serving.core_server import CoreServer
+
+SERVICE = "/test.Service/"
+REFUSED = (grpc.StatusCode.RESOURCE_EXHAUSTED, "zu viel — später", (("retry", "soon"), ("details-bin", b"\0\xff")))
+OPTIONS = [("grpc.so_reuseport", 0)]
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """Methods by name: coroutines with one answer, and what answers in a stream."""
+
+    def __init__(self, one=None, many=None) -> None:
+        self._one, self._many = one or {}, many or {}
+
+    def service(self, handler_call_details):
+        name = handler_call_details.method.removeprefix(SERVICE)
+        if name in self._one:
+            return grpc.stream_unary_rpc_method_handler(self._one[name])
+        if name in self._many:
+            return grpc.stream_stream_rpc_method_handler(self._many[name])
+        return None
+
+
+async def echo(requests, context):
+    return await context.read()
+
+
+async def echo_all(requests, context):
+    while (data := await context.read()) is not grpc.aio.EOF:
+        yield data
+
+
+@contextlib.asynccontextmanager
+async def serving(one=None, many=None, refuse_unread=None, options=()):
+    """A server with such methods, and a channel to it."""
+    server = CoreServer([*OPTIONS, *options], refuse_unread)
+    server.add_generic_rpc_handlers([Handlers(one, many)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield server, channel
+    await server.stop(5)
+
+
+def unary(channel, name, data=b"x", **keywords):
+    return channel.unary_unary(SERVICE + name)(data, **keywords)
+
+
+async def ended(call):
+    """How a call ended: its code, its details, its trailers by name."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return error.value.code(), error.value.details(), dict(error.value.trailing_metadata())
+
+
+def test_answers_are_the_handlers():
+    async def about(requests, context):
+        assert dict(context.invocation_metadata())["name"] == "value"
+        assert context.auth_context()["transport_security_type"] == [b"insecure"]
+        return f"{context.peer()} {context.time_remaining()}".encode()
+
+    async def go():
+        async with serving({"Echo": echo, "About": about}, {"EchoAll": echo_all}) as (_, channel):
+            assert await unary(channel, "Echo", b"") == b""
+            large = b"y" * 3_000_000
+            assert await unary(channel, "Echo", large) == large
+            peer, remaining = (await unary(channel, "About", metadata=(("name", "value"),))).split()
+            assert peer.startswith(b"ipv4:127.0.0.1:")
+            assert remaining == b"None"
+            told = await unary(channel, "About", metadata=(("name", "value"),), timeout=50)
+            assert 40 < float(told.split()[1]) <= 51
+            sent = [bytes([number]) * 1_000 * number for number in range(100)]
+            assert [each async for each in channel.stream_stream(SERVICE + "EchoAll")(iter(sent))] == sent
+            assert [each async for each in channel.stream_stream(SERVICE + "EchoAll")(iter(()))] == []
+            answers = await asyncio.gather(*(unary(channel, "Echo", b"%d" % number) for number in range(500)))
+            assert answers == [b"%d" % number for number in range(500)]
+
+    asyncio.run(go())
+
+
+def test_what_is_refused_unread_reaches_no_handler():
+    asked = []
+
+    def refuse(path, remaining):
+        asked.append((path, remaining))
+        return REFUSED if path == SERVICE + "Full" else None
+
+    async def go():
+        async with serving({"Echo": echo}, refuse_unread=refuse) as (_, channel):
+            code, details, trailers = await ended(unary(channel, "Full", timeout=50))
+            assert (code, details) == REFUSED[:2]
+            assert trailers == dict(REFUSED[2])
+            assert await unary(channel, "Echo") == b"x"
+            several = await asyncio.gather(*(ended(unary(channel, "Full")) for _ in range(300)))
+            assert {code for code, *_ in several} == {REFUSED[0]}
+
+    asyncio.run(go())
+    assert asked[0][0] == SERVICE + "Full"
+    assert 40 < asked[0][1] <= 51
+    assert asked[1] == (SERVICE + "Echo", None)
+
+
+def test_a_refusal_that_fails_ends_no_other_call(caplog):
+    def refuse(path, remaining):
+        if path == SERVICE + "Break":
+            raise ValueError("of one call")
+        return None
+
+    async def go():
+        async with serving({"Echo": echo}, refuse_unread=refuse) as (_, channel):
+            assert (await ended(unary(channel, "Break")))[:2] == (grpc.StatusCode.UNKNOWN, "")
+            assert await unary(channel, "Echo") == b"x"
+
+    asyncio.run(go())
+    assert "of one call" in caplog.text
+
+
+def test_errors_of_handlers_are_told_without_their_text(caplog):
+    async def fail(requests, context):
+        raise ValueError("a secret path")
+
+    async def gone(requests, context):
+        raise asyncio.CancelledError
+
+    async def abort(requests, context):
+        await context.abort(*REFUSED)
+
+    async def fail_later(requests, context):
+        yield b"first"
+        raise ValueError("a secret path")
+
+    async def go():
+        async with serving({"Fail": fail, "Gone": gone, "Abort": abort}, {"FailLater": fail_later}) as (_, channel):
+            code, details, _ = await ended(unary(channel, "Fail"))
+            assert (code, details) == (grpc.StatusCode.UNKNOWN, "")
+            assert (await ended(unary(channel, "Gone")))[0] is grpc.StatusCode.CANCELLED
+            code, details, trailers = await ended(unary(channel, "Abort"))
+            assert (code, details, trailers) == (*REFUSED[:2], dict(REFUSED[2]))
+            assert (await ended(unary(channel, "Nothing")))[0] is grpc.StatusCode.UNIMPLEMENTED
+            call = channel.stream_stream(SERVICE + "FailLater")(iter(()))
+            assert await call.read() == b"first"
+            assert (await ended(call.read()))[:2] == (grpc.StatusCode.UNKNOWN, "")
+
+    asyncio.run(go())
+    assert caplog.text.count("ValueError: a secret path") == 2  # for the operator
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["one", "many"])
+def test_a_handler_ends_when_its_caller_goes(streams):
+    async def go():
+        begun, over = asyncio.Event(), asyncio.Event()
+
+        async def wait(requests, context):
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                over.set()
+
+        async def answer_until_gone(requests, context):
+            begun.set()
+            try:
+                while True:
+                    yield b"z" * 100_000  # soon there is room for no more
+            finally:
+                over.set()
+
+        async with serving({"Wait": wait}, {"Answer": answer_until_gone}) as (_, channel):
+            call = channel.stream_stream(SERVICE + "Answer")(iter(())) if streams else unary(channel, "Wait")
+            running = asyncio.ensure_future(call.read() if streams else call)
+            await asyncio.wait_for(begun.wait(), 20)
+            assert not over.is_set()
+            call.cancel()
+            await asyncio.wait_for(over.wait(), 20)
+            assert (await ended(unary(channel, "Wait", timeout=0.05)))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+
+    asyncio.run(go())
+
+
+def test_a_slow_reader_is_not_answered_ahead():
+    async def go():
+        given = 0
+
+        async def answers(requests, context):
+            nonlocal given
+            for given in range(1, 1_001):  # noqa: B007
+                yield b"z" * 1_000_000
+
+        async with serving(many={"Answer": answers}) as (_, channel):
+            call = channel.stream_stream(SERVICE + "Answer")(iter(()))
+            for _ in range(5):
+                assert len(await call.read()) == 1_000_000
+            assert await unary_echo_is_missing(channel)  # by now the server has answered what else came
+            assert given < 100
+            call.cancel()
+
+    async def unary_echo_is_missing(channel):
+        return (await ended(unary(channel, "Echo")))[0] is grpc.StatusCode.UNIMPLEMENTED
+
+    asyncio.run(go())
+
+
+def test_calls_have_the_grace_to_end_and_are_cancelled_after_it():
+    async def go(grace):
+        begun, told, cancelled = asyncio.Event(), asyncio.Event(), []
+
+        async def wait(requests, context):
+            begun.set()
+            try:
+                await told.wait()
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+            return b"done"
+
+        async with serving({"Wait": wait}) as (server, channel):
+            call = asyncio.ensure_future(unary(channel, "Wait"))
+            await begun.wait()
+            stopping = asyncio.ensure_future(server.stop(grace))
+            if grace:
+                await asyncio.sleep(0)
+                told.set()
+                assert await call == b"done"
+            else:
+                assert (await ended(call))[0] in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+            await stopping
+            assert cancelled == ([] if grace else [True])
+            assert (await ended(unary(channel, "Wait")))[0] is grpc.StatusCode.UNAVAILABLE
+
+    asyncio.run(go(30))
+    asyncio.run(go(0))
+
+
+def test_a_port_that_is_taken_is_told():
+    server = CoreServer(OPTIONS)
+    port = server.add_insecure_port("127.0.0.1:0")
+    with pytest.raises(RuntimeError):
+        CoreServer(OPTIONS).add_insecure_port(f"127.0.0.1:{port}")
+
+
+def test_calls_that_ended_take_no_places_of_their_connection():
+    """The core counts a call as long as anything refers to it, such as a traceback that only a collection would free,
+    and refuses others of its connection beyond twice the number of the option or so."""
+
+    async def keep(requests, context):
+        try:
+            raise ValueError
+        except ValueError as error:
+            kept = error  # refers to this frame
+        await context.abort(grpc.StatusCode.NOT_FOUND, str(kept))
+
+    async def go():
+        async with serving({"Keep": keep}, options=[("grpc.max_concurrent_streams", 10)]) as (_, channel):
+            for _ in range(200):
+                assert (await ended(unary(channel, "Keep")))[0] is grpc.StatusCode.NOT_FOUND
+
+    gc.disable()
+    try:
+        asyncio.run(go())
+    finally:
+        gc.enable()
