@@ -167,7 +167,8 @@ class CoreServer:
             found = (handler.service(details) for handler in self._handlers)
             handler = next((one for one in found if one is not None), None)
             if handler is None:
-                await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the server has no such method")
+                call.end(grpc.StatusCode.UNIMPLEMENTED, "the server has no such method")
+                return
             call.serialize = handler.response_serializer
             if not handler.response_streaming:
                 call.finish(await handler.stream_unary(None, call))

@@ -29,6 +29,7 @@ from serving.core_server import Refusal, RefuseUnread, Trailers
 from serving.error_details import MalformedRequest, ResponseTooLarge
 from serving.method_policies import POLICIES
 
+
 def add_service(
     server: BoundedServer, descriptor: ServiceDescriptor, servicer: object, guard: CallGuard, admin: bool
 ) -> None:

@@ -114,7 +114,7 @@ def test_a_refusal_that_fails_ends_no_other_call(caplog):
     def refuse(path, remaining):
         if path == SERVICE + "Break":
             raise ValueError("of one call")
-        return None
+        return
 
     async def go():
         async with serving({"Echo": echo}, refuse_unread=refuse) as (_, channel):
