@@ -1,7 +1,8 @@
 """Encodes sentences with MiniLM as its users do; run by `benchmarks.runtime`.
 
-"sentence_transformers" is `SentenceTransformer.encode` in PyTorch. "onnxruntime" is what one writes by hand: the same
-model through `torch.onnx.export`, ONNX Runtime with its default options, Hugging Face's tokeniser, NumPy's mean.
+"ours" is the default bundle, in the project's own environment. "sentence_transformers" is `SentenceTransformer.encode`
+in PyTorch. "onnxruntime" is what one writes by hand: the same model through `torch.onnx.export`, ONNX Runtime with its
+default options, Hugging Face's tokeniser, NumPy's mean.
 Speaks the protocol of `benchmarks.peer_process`; a step is one call.
 """
 
@@ -21,7 +22,8 @@ import numpy as np  # noqa: E402
 def main() -> None:
     """Get ready, then take turns until the input ends."""
     settings = json.loads(sys.stdin.readline())
-    make = {"sentence_transformers": sentence_transformers, "onnxruntime": by_hand}[settings["contestant"]]
+    every = {"ours": ours, "sentence_transformers": sentence_transformers, "onnxruntime": by_hand}
+    make = every[settings["contestant"]]
     encode, versions = make(settings)
     for _ in range(3):
         encode(settings["sentences"])
@@ -32,6 +34,14 @@ def main() -> None:
         for _ in range(int(line)):
             encode(settings["sentences"])
         answer(time.perf_counter() - began)
+
+
+def ours(settings):
+    """What our users call."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from dual_encoder.runtime import Runtime
+
+    return Runtime.load("default", threads=settings["threads"]).embed_texts, {}
 
 
 def sentence_transformers(settings):
