@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import itertools
 import statistics
 import time
@@ -217,6 +218,7 @@ async def _measure(
         new, kept = searches.one(searches.new_text), searches.one(searches.kept_text)
         await closed_loop(new, 4, 2)
         await closed_loop(new, CLIENTS, 2)
+        gc.freeze()  # or every so often the load would stop, to look through all that the parts have loaded
         for turn in range(turns):
             one = await loads.run("one client", "one_client", closed_loop(new, 1, seconds))
             for told, pause in (("", 0.0), (", after a pause", PAUSE)):

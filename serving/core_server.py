@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ Trailers = Sequence[tuple[str, str | bytes]]
 Refusal = tuple[grpc.StatusCode, str, Trailers]
 RefuseUnread = Callable[[str, float | None], Refusal | None]
 
+REQUESTS_AHEAD = 4  # requests that are read before their calls come to the loop, of 33 MiB at most
+WRITTEN_AHEAD = 1 << 16  # bytes of answers that a stream holds for the core
 TAKEN_AHEAD = 16  # calls that the core may have ready while one is being looked at
 _NEVER = 1e15  # seconds since 1970: what the core gives as the deadline of a call without one is beyond
 _NO_FLAGS = 0
@@ -39,13 +41,21 @@ class CoreServer:
     async generators, without a deserialiser, for they read bytes by `context.read()`; see `CoreCall` for `context`.
     `refuse_unread(path, remaining)` is asked first, in the thread that takes calls, with the seconds that the call
     still has (None: no deadline); it must be quick. What it returns is told to the caller, and no handler learns of it.
+    The requests of the paths `one_request`, of one each, are read while their calls come to the loop, where fewer than
+    `REQUESTS_AHEAD` are being read so.
     """
 
-    def __init__(self, options: Sequence[tuple[str, int]] = (), refuse_unread: RefuseUnread | None = None) -> None:
+    def __init__(
+        self,
+        options: Sequence[tuple[str, int]] = (),
+        refuse_unread: RefuseUnread | None = None,
+        one_request: Collection[str] = (),
+    ) -> None:
         self._server = cygrpc.Server(tuple(options), False)
         self._events = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._events)
-        self._refuse_unread = refuse_unread
+        self._refuse_unread, self._one_request = refuse_unread, one_request
+        self._reading = 0  # ahead
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._news: deque[Callable[[], None]] = deque()
@@ -105,6 +115,10 @@ class CoreServer:
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
                 self._loop.call_soon_threadsafe(self._hear)
 
+    def future(self) -> asyncio.Future[Any]:
+        """One of the loop's, whatever the thread."""
+        return self._loop.create_future()
+
     def _hear(self) -> None:
         self._loop_knows = False
         while self._news:
@@ -143,6 +157,8 @@ class CoreServer:
         call = CoreCall(self, event)
         if (refusal := self._refusal(call)) is None:
             call.begin()
+            if self._reading < REQUESTS_AHEAD and call.path in self._one_request:
+                self._reading += call.read_ahead(self._read_ahead)
             self.tell(partial(self._begin, call))
         else:
             call.refuse(*refusal)
@@ -155,6 +171,9 @@ class CoreServer:
         except Exception:
             _log.exception("whether %s is refused could not be told", call.path)
             return grpc.StatusCode.UNKNOWN, "", ()
+
+    def _read_ahead(self) -> None:
+        self._reading -= 1
 
     def _begin(self, call: CoreCall) -> None:
         task = call.task = asyncio.create_task(self._serve(call))
@@ -200,7 +219,9 @@ class _CallDetails(NamedTuple):
 class CoreCall:
     """One call: the part of `grpc.aio.ServicerContext` that handlers use, on the loop."""
 
-    __slots__ = ("path", "task", "serialize", "_server", "_call", "_deadline", "_metadata", "_answering")
+    __slots__ = (
+        "path", "task", "serialize", "_server", "_call", "_deadline", "_metadata", "_answering", "_ahead", "_sending",
+    )  # fmt: skip
 
     def __init__(self, server: CoreServer, event: Any) -> None:
         details = event.call_details
@@ -211,6 +232,8 @@ class CoreCall:
         self._deadline: float | None = details.deadline if details.deadline < _NEVER else None
         self._metadata = event.invocation_metadata
         self._answering = False
+        self._ahead: asyncio.Future[Any] | None = None  # the request, where it is read ahead
+        self._sending: _Sending | None = None  # from the first message of several on
 
     def begin(self) -> None:
         """Have the core tell when the caller goes; in the thread of events."""
@@ -243,27 +266,44 @@ class CoreCall:
 
     async def read(self) -> Any:
         """The next message, as bytes, or `grpc.aio.EOF`."""
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            return await ahead
         come: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        operations = (cygrpc.ReceiveMessageOperation(_NO_FLAGS),)
-
-        def told(event: Any) -> None:
-            message = event.batch_operations[0].message()
-            self._server.tell(partial(_settle, come, grpc.aio.EOF if message is None else message))
-
-        if not self._server.start_batch(self._call, operations, told):
+        if not self._receive(lambda message: self._server.tell(partial(_settle, come, message))):
             return grpc.aio.EOF
         return await come
 
+    def read_ahead(self, done: Callable[[], None]) -> bool:
+        """Begin to read the request; `done` is called when it is there, both in the thread of events. False: it ended."""
+        self._ahead = ahead = self._server.future()
+
+        def told(message: Any) -> None:
+            done()
+            self._server.tell(partial(_settle, ahead, message))
+
+        if self._receive(told):
+            return True
+        self._ahead = None
+        return False
+
+    def _receive(self, told: Callable[[Any], None]) -> bool:
+        def received(event: Any) -> None:
+            message = event.batch_operations[0].message()
+            told(grpc.aio.EOF if message is None else message)
+
+        return self._server.start_batch(self._call, (cygrpc.ReceiveMessageOperation(_NO_FLAGS),), received)
+
     async def write(self, response: Any) -> None:
-        """Send a message of several, and wait until the core has room for another."""
-        sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        operations = (*self._head(), cygrpc.SendMessageOperation(self._bytes(response), _NO_FLAGS))
-        if not self._server.start_batch(
-            self._call, operations, lambda event: self._server.tell(partial(_settle, sent, event.success))
-        ):
+        """Send a message of several; waits while the core has no room for it and `WRITTEN_AHEAD` bytes before it."""
+        if (call := self._call) is None:
             raise asyncio.CancelledError
-        if not await sent:  # the caller has gone
-            raise asyncio.CancelledError
+        if self._sending is None:
+            self._sending = _Sending(self._server)
+        message = self._bytes(response)
+        operations = (*self._head(), cygrpc.SendMessageOperation(message, _NO_FLAGS))
+        if (room := self._sending.send(call, operations, len(message))) is not None:
+            await room
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> None:
         """Tell the caller an error; raises `grpc.aio.AbortError`, which handlers leave alone."""
@@ -283,7 +323,11 @@ class CoreCall:
         self._call = None  # the core counts a call until nobody refers to it, and refuses others of its connection
         answer = () if message is None else (cygrpc.SendMessageOperation(message, _NO_FLAGS),)
         status = cygrpc.SendStatusFromServerOperation(trailers, code.value[0], details.encode(), _NO_FLAGS)
-        self._server.start_batch(call, (*self._head(), *answer, status), _nothing)
+        operations = (*self._head(), *answer, status)
+        if self._sending is None:
+            self._server.start_batch(call, operations, _nothing)
+        else:
+            self._sending.send(call, operations, 0)
 
     def _head(self) -> tuple[Any, ...]:
         """What comes before the first message."""
@@ -302,6 +346,47 @@ class CoreCall:
     def _cancel(self) -> None:
         if self.task is not None:
             self.task.cancel()
+
+
+class _Sending:
+    """What a call sends in several batches, of which the core takes one after the other."""
+
+    def __init__(self, server: CoreServer) -> None:
+        self._server = server
+        self._lock = threading.Lock()
+        self._busy = False
+        self._waiting: deque[tuple[Any, Sequence[Any], int]] = deque()
+        self._bytes = 0  # that wait
+        self._room: asyncio.Future[None] | None = None
+
+    def send(self, call: Any, operations: Sequence[Any], size: int) -> asyncio.Future[None] | None:
+        """Have the core do these after those before; if too much waits already, what to wait for before more come."""
+        with self._lock:
+            if self._busy:
+                self._waiting.append((call, operations, size))
+                self._bytes += size
+                if self._bytes > WRITTEN_AHEAD and self._room is None:
+                    self._room = asyncio.get_running_loop().create_future()
+                return self._room
+            self._busy = True
+        self._server.start_batch(call, operations, self._sent)
+        return None
+
+    def _sent(self, event: Any) -> None:
+        """In the thread of events."""
+        room = None
+        with self._lock:
+            following = self._waiting.popleft() if self._waiting else None
+            if following is None:
+                self._busy = False
+            else:
+                self._bytes -= following[2]
+            if self._bytes <= WRITTEN_AHEAD:
+                room, self._room = self._room, None
+        if following is not None:
+            self._server.start_batch(*following[:2], self._sent)
+        if room is not None:
+            self._server.tell(partial(_settle, room, None))
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

@@ -29,6 +29,9 @@ from serving.core_server import Refusal, RefuseUnread, Trailers
 from serving.error_details import MalformedRequest, ResponseTooLarge
 from serving.method_policies import POLICIES
 
+_OURS = "/imageretrieval.v1."
+READ_AHEAD = frozenset({f"{_OURS}SearchService/Search"})  # whose requests are small, and whose callers count on each step
+
 
 def add_service(
     server: BoundedServer, descriptor: ServiceDescriptor, servicer: object, guard: CallGuard, admin: bool
@@ -49,7 +52,7 @@ def refuse_other_methods(server: BoundedServer, guard: CallGuard, admin: bool) -
 
 def refuse_unread(guard: CallGuard) -> RefuseUnread:
     """What the guard refuses before anything of a call is looked at; see `CoreServer`."""
-    names = {f"/imageretrieval.v1.{name.replace('.', '/')}": name for name, policy in POLICIES.items() if policy.shed}
+    names = {f"{_OURS}{name.replace('.', '/')}": name for name, policy in POLICIES.items() if policy.shed}
 
     def refuse(path: str, remaining: float | None) -> Refusal | None:
         name = names.get(path)

@@ -1,8 +1,9 @@
 """What requests may hold of the memory, from their first byte to the end of their call; knows no gRPC.
 
 gRPC for Python tells of a request when all of it has come, so that its size cannot be refused before. What can be done:
-whoever is not let in has nothing read (`call_guard`); what is there is counted until it is answered; and while the
-process holds more than it may, requests that take their time to come are given up, the oldest first.
+whoever is not let in has nothing read (`call_guard`), but for the few of `core_server.REQUESTS_AHEAD`; what is there is
+counted until it is answered; and while the process holds more than it may, requests that take their time to come are
+given up, the oldest first.
 """
 
 from __future__ import annotations

@@ -182,10 +182,10 @@ def _make_server(
     from serving.bounded_requests import BoundedServer
     from serving.connections import channel_options
     from serving.core_server import CoreServer
-    from serving.grpc_methods import refuse_other_methods, refuse_unread
+    from serving.grpc_methods import READ_AHEAD, refuse_other_methods, refuse_unread
     from serving.grpc_service import SERVICES, add_services
 
-    server = CoreServer(channel_options(settings.connections), refuse_unread(guard))
+    server = CoreServer(channel_options(settings.connections), refuse_unread(guard), READ_AHEAD)
     bounded = BoundedServer(server, memory)
     add_services(bounded, guard, admin)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, bounded)

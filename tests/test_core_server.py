@@ -9,7 +9,7 @@ import gc
 import grpc
 import pytest
 
-from serving.core_server import CoreServer
+from serving.core_server import REQUESTS_AHEAD, CoreServer
 
 SERVICE = "/test.Service/"
 REFUSED = (grpc.StatusCode.RESOURCE_EXHAUSTED, "zu viel — später", (("retry", "soon"), ("details-bin", b"\0\xff")))
@@ -41,9 +41,9 @@ async def echo_all(requests, context):
 
 
 @contextlib.asynccontextmanager
-async def serving(one=None, many=None, refuse_unread=None, options=()):
+async def serving(one=None, many=None, refuse_unread=None, one_request=(), options=()):
     """A server with such methods, and a channel to it."""
-    server = CoreServer([*OPTIONS, *options], refuse_unread)
+    server = CoreServer([*OPTIONS, *options], refuse_unread, one_request)
     server.add_generic_rpc_handlers([Handlers(one, many)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -185,6 +185,33 @@ def test_a_handler_ends_when_its_caller_goes(streams):
             assert (await ended(unary(channel, "Wait", timeout=0.05)))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
             with contextlib.suppress(asyncio.CancelledError):
                 await running
+
+    asyncio.run(go())
+
+
+def test_requests_that_do_not_come_hold_up_no_others():
+    begun = 0
+
+    async def read_one(requests, context):
+        nonlocal begun
+        begun += 1
+        return await context.read() or b"nothing"
+
+    async def go():
+        async with serving({"Read": read_one}, one_request={SERVICE + "Read"}) as (_, channel):
+            assert await unary(channel, "Read") == b"x"
+            slow = [channel.stream_unary(SERVICE + "Read")() for _ in range(REQUESTS_AHEAD)]
+            for call in slow:
+                await call.wait_for_connection()
+            for _ in range(3):
+                assert await unary(channel, "Read", b"others") == b"others"
+            assert begun == 4 + REQUESTS_AHEAD  # a handler may refuse them without
+            for call in slow[1:]:
+                await call.write(b"late")
+                await call.done_writing()
+            assert [await call for call in slow[1:]] == [b"late"] * (REQUESTS_AHEAD - 1)
+            slow[0].cancel()
+            assert await unary(channel, "Read") == b"x"
 
     asyncio.run(go())
 
