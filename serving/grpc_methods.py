@@ -30,7 +30,7 @@ from serving.error_details import MalformedRequest, ResponseTooLarge
 from serving.method_policies import POLICIES
 
 _OURS = "/imageretrieval.v1."
-READ_AHEAD = frozenset({f"{_OURS}SearchService/Search"})  # whose requests are small, and whose callers count on each step
+READ_AHEAD = frozenset({f"{_OURS}SearchService/Search"})  # mostly small, and each step is waited for
 
 
 def add_service(
