@@ -28,6 +28,9 @@ SENTENCE = "a small brown dog runs over wet grass behind an old red barn today" 
 SAMPLES = ["a red bicycle", "Two dogs play in the snow near a wooden house.", "Straße, 東京 🚲"]
 CAPTIONS = 512
 PROCESSES = 4  # of each contestant with few texts
+# Threads of BLAS, OpenMP and ONNX Runtime spin for some 20 ms after their work, a tenth of a turn, on cores that the
+# next contestant needs.
+PAUSE_SECONDS = 0.2
 # Floating-point operations of one item: multiplications and additions of matrix products and convolutions.
 LITE0_OPERATIONS = 2 * 0.407e9  # github.com/tensorflow/tpu, models/official/efficientnet/lite: 407 million each
 
@@ -207,8 +210,16 @@ def _peer(
     steps: int = 1,
     count: int = 1,
 ) -> tuple[Turn, dict[str, Any]]:
-    """A turn is one of `count` processes after the other."""
+    """A turn is one of each of `count` processes."""
     processes = [PeerProcess(python, script, settings) for _ in range(count)]
     for process in processes:
         stack.callback(process.close)
-    return lambda: steps * items * count / sum(process.seconds(steps) for process in processes), processes[0].about
+
+    def turn() -> float:
+        seconds = 0.0
+        for place, process in enumerate(processes):
+            time.sleep(PAUSE_SECONDS if place else 0)
+            seconds += process.seconds(steps)
+        return steps * items * count / seconds
+
+    return turn, processes[0].about

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.encoding_contestants import SENTENCE, contestants
+from benchmarks.encoding_contestants import PAUSE_SECONDS, SENTENCE, contestants
 from benchmarks.peer_process import DEFAULT_PYTHON, peer_python
 from benchmarks.report import Report, argument_parser
 from data import console
@@ -46,9 +46,6 @@ CHECKS = (
     ("folder", "tower and decoding share the cores", 0.9),
 )
 INT8_GAIN = 1.4  # times float32's speed
-# Threads of BLAS, OpenMP and ONNX Runtime spin for some 20 ms after their work, a tenth of a turn, on cores that the
-# next contestant needs.
-PAUSE_SECONDS = 0.2
 COLD_START_SECONDS = {"onnxruntime": 3.0, "keras": 12.0}
 
 
