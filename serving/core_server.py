@@ -275,7 +275,7 @@ class CoreCall:
         return await come
 
     def read_ahead(self, done: Callable[[], None]) -> bool:
-        """Begin to read the request; `done` is called when it is there. Both in the thread of events. False: too late."""
+        """Begin to read the request; `done` is called when it has come. Both in the thread of events."""
         self._ahead = ahead = self._server.future()
 
         def told(message: Any) -> None:
