@@ -214,7 +214,7 @@ def ours(
     """Ours with the width that `chosen` queries need, and with default settings; and the bound by memory."""
     from serving.faiss_build import default_kind
     from serving.faiss_index import FaissIndex
-    from serving.index_tuning import MARGIN, fastest, tune
+    from serving.index_tuning import fastest, tune
 
     job = {
         "engine": "ours",
@@ -225,7 +225,7 @@ def ours(
     built = _run(Path(sys.executable), "build", job, paths)
     index = FaissIndex.load(_index(job, paths), vectors, job["kind"])
     default = index.settings
-    best = fastest(tune(index, chosen, tenth, TARGET + MARGIN), TARGET + MARGIN).settings
+    best = fastest(tune(index, chosen, tenth, TARGET), TARGET).settings
     widths = list(dict.fromkeys([best, default]))
     names = ["tuned" if width is best else "default" for width in widths]
     found = _run(Path(sys.executable), "search", {**job, "widths": [asdict(width) for width in widths]}, paths)

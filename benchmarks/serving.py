@@ -5,9 +5,9 @@ python -m benchmarks.serving --json build/serving.json
 The server runs in a process of its own, over an index of vectors enlarged from real ones, and is asked by text: real
 captions, each made unique, so that nothing is answered from a cache but where the table says so. The load comes from
 this process, which shares the cores with it and is written to leave them to the server. Latencies count from the moment
-at which a call was meant to be made. The parts alone and the loads take turns, so that a machine that does more or less
-meanwhile does so for both; ratios are medians over the turns. The peer is FastAPI, sentence-transformers and hnswlib
-with the same weights and vectors (`make peers`).
+at which a call was meant to be made. The parts alone and the loads take turns, the parts before and after each load
+that is compared with them, for a machine does more or less from one second to the next; ratios are medians over the
+turns. The peer is FastAPI, sentence-transformers and hnswlib with the same weights and vectors (`make peers`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import itertools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,10 @@ STREAMS, IN_FLIGHT = 4, 16
 OVERHEAD_MS = 1.5
 SHARE_OF_BARE, UNARY, STREAMED = 0.85, 1_200.0, 3_000.0
 GOODPUT, TAIL, REFUSED_MS, AGAINST_PEER = 0.9, 3.0, 50.0, 2.0
-PAUSE = 0.002  # seconds, about what gRPC takes between two searches of one client
+# How the parts are measured alone: with pauses of so many seconds, of which 2 ms are about what gRPC takes between two
+# searches of one client; on the texts that one client asks for, for how long they are is most of it.
+ALONE = {"": 0.0, ", after a pause": 0.002}
+SAME = 300
 
 _HEADS = ["load", "answers/s", "p50 ms", "p99 ms", "refused/s", "refused p99 ms", "server ms", "load's cores", "MB"]
 
@@ -60,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report("serving", {"images": options.images, "seconds": options.seconds, "turns": options.turns})
     with our_server(index) as server, _parts_alone(index, texts) as parts:
         loads = _Loads(server)
-        asyncio.run(_measure(loads, parts, texts, options.seconds / options.turns, options.turns, report))
-    report.figures |= {"bare": parts.figures, "ours": loads.figures}
+        found = asyncio.run(_measure(loads, parts, texts, options.seconds / options.turns, options.turns))
+    report.figures |= {"bare": parts.figures, "ours": loads.figures, "turn_by_turn": found}
+    _check(report, loads.outcomes, found)
     rows = [[name, f"{value:.4g}"] for name, value in parts.figures.items()]
     console.print_table("the parts alone, medians of the turns", ["part", "figure"], rows)
     table = loads.rows
@@ -100,10 +104,10 @@ class _Parts:
     _found: dict[str, list[float]] = field(default_factory=dict)
     _fresh: Iterator[int] = field(default_factory=itertools.count)
 
-    def one(self, pause: float, told: str, count: int) -> float:
-        """Milliseconds to embed one text, search and look up, the median of the first `count`, a pause before each."""
+    def one(self, pause: float, told: str) -> float:
+        """Milliseconds to embed one text, search and look up, the median of `SAME`, a pause before each."""
         embedding, searching = [], []
-        for number in range(count):
+        for number in range(SAME):
             text = self._text(number)
             time.sleep(pause)
             began = time.perf_counter()
@@ -209,46 +213,55 @@ class _Loads:
 
 
 async def _measure(
-    loads: _Loads, parts: _Parts, texts: Sequence[str], seconds: float, turns: int, report: Report
-) -> None:
-    """The parts and every load on ours, in turns, and their checks."""
-    ratios: dict[str, list[float]] = defaultdict(list)
-    server, rate, gained = loads.server, 0.0, 0.0
+    loads: _Loads, parts: _Parts, texts: Sequence[str], seconds: float, turns: int
+) -> dict[str, list[float]]:
+    """The parts and every load on ours, in turns; gives what the turns compare."""
+    found: dict[str, list[float]] = defaultdict(list)
+    server, rate, saturation = loads.server, 0.0, (f"{CLIENTS} clients", "saturation")
     async with Searches.of(server.address, texts) as searches:
         new, kept = searches.one(searches.new_text), searches.one(searches.kept_text)
         await closed_loop(new, 4, 2)
         await closed_loop(new, CLIENTS, 2)
         gc.freeze()  # or every so often the load would stop, to look through all that the parts have loaded
         for turn in range(turns):
-            one = await loads.run("one client", "one_client", closed_loop(new, 1, seconds))
-            for told, pause in (("", 0.0), (", after a pause", PAUSE)):
-                alone = parts.one(pause, told, one.answered)  # the same texts: how long they are is most of it
-                ratios[f"one{told}"].append(one.quantile(0.5) - alone)
-            batched = parts.batched(seconds)
-            full = await loads.run(f"{CLIENTS} clients", "saturation", closed_loop(new, CLIENTS, seconds))
-            ratios["clients"].append(full.rate / batched)
+            before = [parts.one(pause, told) for told, pause in ALONE.items()]
+            same = closed_loop(lambda number: new(number % SAME), 1, seconds)
+            one = await loads.run("one client", "one_client", same)
+            after = [parts.one(pause, told) for told, pause in ALONE.items()]
+            for told, *alone in zip(ALONE, before, after, strict=True):
+                found[f"one{told}"].append(one.quantile(0.5) - statistics.mean(alone))
+            batched = [parts.batched(seconds)]
+            full = await loads.run(*saturation, closed_loop(new, CLIENTS, seconds))
+            batched.append(parts.batched(seconds))
+            found["clients"].append(full.rate / statistics.mean(batched))
             streams = searches.streams(searches.new_text, STREAMS, IN_FLIGHT, seconds)
             streamed = await loads.run(f"{STREAMS} streams of {IN_FLIGHT}", "streamed", streams)
-            ratios["streams"].append(streamed.rate / batched)
+            batched.append(parts.batched(seconds))
+            found["streams"].append(streamed.rate / statistics.mean(batched[1:]))
             rate = rate or full.rate
             await loads.run("at random, 70 % of the clients'", "calm", open_loop(new, 0.7 * rate, seconds, turn))
             await loads.run("at random, 200 %", "twice", open_loop(new, 2 * rate, seconds, turn))
-            before = server.memory
+            held = server.memory
             flood = await loads.run("at random, 500 %", "flood", open_loop(new, 5 * rate, seconds, turn))
-            gained = max(gained, server.memory - before)
-            ratios["goodput"].append(flood.rate / full.rate)
+            found["gained"].append(server.memory - held)
+            again = await loads.run(*saturation, closed_loop(new, CLIENTS, seconds))
+            found["goodput"].append(flood.rate / statistics.mean([full.rate, again.rate]))
         parts.figures["a call that does nothing, ms"] = await _empty_call(
             server.address, loads.outcomes["one_client"].quantile(0.5) / 1_000
         )
         for number in range(KEPT):
             await kept(number)
-        unary = await loads.run("asked before, 32 clients", "kept_unary", closed_loop(kept, 32, seconds * 2))
-        again = searches.streams(searches.kept_text, STREAMS, IN_FLIGHT, seconds * 2)
-        streamed = await loads.run(f"asked before, {STREAMS} streams of {IN_FLIGHT}", "kept_streamed", again)
-    median = {name: statistics.median(values) for name, values in ratios.items()}
-    report.figures["turn_by_turn"] = ratios
-    calm, flood = loads.outcomes["calm"], loads.outcomes["flood"]
-    for told in ("", ", after a pause"):
+        await loads.run("asked before, 32 clients", "kept_unary", closed_loop(kept, 32, seconds * 2))
+        streams = searches.streams(searches.kept_text, STREAMS, IN_FLIGHT, seconds * 2)
+        await loads.run(f"asked before, {STREAMS} streams of {IN_FLIGHT}", "kept_streamed", streams)
+    return found
+
+
+def _check(report: Report, outcomes: Mapping[str, Outcome], found: Mapping[str, Sequence[float]]) -> None:
+    """The promised figures of ours."""
+    median = {name: statistics.median(values) for name, values in found.items()}
+    calm, flood = outcomes["calm"], outcomes["flood"]
+    for told in ALONE:
         report.at_most(f"p50 of one client beyond the parts{told}, ms", median[f"one{told}"], OVERHEAD_MS)
     report.at_least("at saturation / bare batched embedding", median["clients"], SHARE_OF_BARE)
     report.at_least("in streams / bare batched embedding", median["streams"], SHARE_OF_BARE)
@@ -256,8 +269,8 @@ async def _measure(
     report.at_most("p99 of the admitted at 500 % / at 70 %", flood.quantile(0.99) / calm.quantile(0.99), TAIL)
     report.at_most("p99 of refusals with RetryInfo at 500 %, ms", flood.quantile(0.99, REFUSED), REFUSED_MS)
     report.at_most("calls at 500 % that ended in another way", sum(without(flood, ("ok", REFUSED)).values()), 0)
-    report.at_most("memory gained at 500 %, MB", gained, 100)
-    share = max(unary.rate / UNARY, streamed.rate / STREAMED)
+    report.at_most("memory gained at 500 %, MB", max(found["gained"]), 100)
+    share = max(outcomes["kept_unary"].rate / UNARY, outcomes["kept_streamed"].rate / STREAMED)
     report.at_least(f"asked before: calls/s / {UNARY:,.0f}, or streamed searches/s / {STREAMED:,.0f}", share, 1.0)
 
 

@@ -122,7 +122,10 @@ class CoreServer:
     def _hear(self) -> None:
         self._loop_knows = False
         while self._news:
-            self._news.popleft()()
+            try:
+                self._news.popleft()()
+            except Exception:  # of one call; the others wait for theirs
+                _log.exception("a call could not be taken further")
 
     def _opened(self, address: str, port: int) -> int:
         if not port:

@@ -77,7 +77,7 @@ def try_kinds(
     """
     from serving.exact_index import ExactIndex
     from serving.faiss_index import FaissIndex
-    from serving.index_tuning import MARGIN, fastest, try_settings, tune
+    from serving.index_tuning import fastest, try_settings, tune
 
     searched, learned = queries[:MOST_QUERIES], queries[MOST_QUERIES:]
     scores, _ = ExactIndex(vectors).search(searched, 10)
@@ -88,9 +88,8 @@ def try_kinds(
         start = time.perf_counter()
         index = FaissIndex.build(vectors, kind, queries=learned, embedding_dim=embedding_dim)
         seconds = time.perf_counter() - start
-        wanted = min(1.0, goal.recall + MARGIN)
-        trials[kind] = tune(index, searched[::2], tenth[::2], wanted)
-        best = fastest(trials[kind], wanted)
+        trials[kind] = tune(index, searched[::2], tenth[::2], goal.recall)
+        best = fastest(trials[kind], goal.recall)
         certified = try_settings(index, best.settings, searched[1::2], tenth[1::2])
         share = _bytes(index) / (4 * vectors.size)
         candidates.append(Candidate(kind, seconds, share, certified))

@@ -216,6 +216,22 @@ def test_requests_that_do_not_come_hold_up_no_others():
     asyncio.run(go())
 
 
+def test_places_for_requests_are_free_again_when_calls_are_refused_without_them():
+    async def refuse(requests, context):
+        await context.abort(*REFUSED)
+
+    async def go():
+        async with serving({"Refuse": refuse, "Echo": echo}, one_request={SERVICE + "Refuse"}) as (server, channel):
+            for _ in range(3):
+                calls = [channel.stream_unary(SERVICE + "Refuse")() for _ in range(2 * REQUESTS_AHEAD)]
+                assert {(await ended(call))[0] for call in calls} == {REFUSED[0]}
+            async with asyncio.timeout(20):
+                while server._reading:
+                    assert await unary(channel, "Echo") == b"x"
+
+    asyncio.run(go())
+
+
 def test_a_slow_reader_is_not_answered_ahead():
     async def go():
         given = 0
