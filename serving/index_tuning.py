@@ -19,7 +19,7 @@ PROPOSED = (200, 400, 700, 1_000, 2_000)
 COMPARED = (50, 100, 200, 400, 800, 1_600)
 EF_SEARCH = (64, 128, 256, 512, 1_024, 2_048)
 
-# Settings are chosen by what they reach on other queries as well, in 19 of 20 such samples: so many standard errors less.
+# Settings are chosen by what they reach on other queries too, in 19 of 20 such samples: so many standard errors less.
 SURE = 1.645
 
 
