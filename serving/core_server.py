@@ -161,7 +161,7 @@ class CoreServer:
         if (refusal := self._refusal(call)) is None:
             call.begin()
             if self._reading < REQUESTS_AHEAD and call.path in self._one_request:
-                self._reading += call.read_ahead(self._read_ahead)
+                self._reading += call.read_ahead(self._has_read)
             self.tell(partial(self._begin, call))
         else:
             call.refuse(*refusal)
@@ -175,7 +175,7 @@ class CoreServer:
             _log.exception("whether %s is refused could not be told", call.path)
             return grpc.StatusCode.UNKNOWN, "", ()
 
-    def _read_ahead(self) -> None:
+    def _has_read(self) -> None:
         self._reading -= 1
 
     def _begin(self, call: CoreCall) -> None:
