@@ -121,7 +121,7 @@ class CallGuard:
     """What answers now, and what every call passes on its way there.
 
     Each of `observers` is told the end of every call, each of `search_observers` the timings of every search, on the
-    event loop; they must be quick.
+    event loop, but for calls that are refused unread, which are told where they are refused; they must be quick.
     """
 
     def __init__(self, access: Access | None = None, limits: CallerLimits | None = None) -> None:
@@ -137,9 +137,9 @@ class CallGuard:
         self._unread = 0
 
     def shed(self, method: str) -> CallRefused | None:
-        """Why a call of `method` is refused before anything of it is looked at, or None.
+        """Why a call of `method` is refused before anything of it is looked at, or None. For the thread that takes calls.
 
-        While most texts are refused, reading them takes half of what refusing them does. They are read all the same
+        While most texts are refused, reading them takes longer than refusing them. They are read all the same
         where many are asked again and again, for then their answers are kept, and given without any waiting.
         """
         if not POLICIES[method].shed or (engine := self.engine) is None:

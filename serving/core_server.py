@@ -272,7 +272,7 @@ class CoreCall:
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             return await ahead
-        come: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        come = self._server.future()
         if not self._receive(lambda message: self._server.tell(partial(_settle, come, message))):
             return grpc.aio.EOF
         return await come

@@ -216,6 +216,25 @@ def test_requests_that_do_not_come_hold_up_no_others():
     asyncio.run(go())
 
 
+def test_no_more_requests_are_read_ahead_than_there_are_places():
+    async def go():
+        begun, count = asyncio.Semaphore(0), 3 * REQUESTS_AHEAD
+
+        async def wait(requests, context):
+            begun.release()
+            await asyncio.Event().wait()
+
+        async with serving({"Wait": wait}, one_request={SERVICE + "Wait"}) as (server, channel):
+            calls = [channel.stream_unary(SERVICE + "Wait")() for _ in range(count)]
+            for _ in range(count):
+                await asyncio.wait_for(begun.acquire(), 20)
+            assert server._reading == REQUESTS_AHEAD
+            for call in calls:
+                call.cancel()
+
+    asyncio.run(go())
+
+
 def test_places_for_requests_are_free_again_when_calls_are_refused_without_them():
     async def refuse(requests, context):
         await context.abort(*REFUSED)

@@ -12,8 +12,8 @@ import dual_encoder.runtime
 import serving.index_bundle
 from data.errors import SourceError
 from serving import build_index
-from serving.faiss_index import SearchSettings
-from serving.index_tuning import Trial, fastest
+from serving.faiss_index import FaissIndex, SearchSettings
+from serving.index_tuning import Trial, fastest, try_settings
 from serving.snapshot import open_snapshot
 from serving.tune_index import Candidate, Goal, choose, main, read_tuning
 
@@ -92,3 +92,13 @@ def test_an_index_is_tuned_on_its_captions_built_so_and_keeps_it_when_it_is_brou
     assert (snapshot.manifest.image_count, snapshot.index.kind) == (23, "SQ8")
     assert snapshot.index.settings == read_tuning(tmp_path / "tuning" / "tuning.json").search
     snapshot.close()
+
+
+def test_what_is_reached_surely_is_less_by_standard_errors():
+    vectors = unit(40, seed=0)
+    index = FaissIndex.build(vectors, "Flat")
+    bounds = np.where(np.arange(36) % 2, 2.0, -2.0)  # every other query finds all ten, the rest none
+    trial = try_settings(index, index.settings, vectors[:36], bounds)
+    assert trial.recall == 0.5
+    assert trial.surely == pytest.approx(0.5 - 1.645 * 0.5 / 6)
+    assert try_settings(index, index.settings, vectors[:36], np.full(36, -2.0)).surely == 1
