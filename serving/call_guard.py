@@ -137,7 +137,7 @@ class CallGuard:
         self._unread = 0
 
     def shed(self, method: str) -> CallRefused | None:
-        """Why a call of `method` is refused before anything of it is looked at, or None. For the thread that takes calls.
+        """Why a call of `method` is refused before anything of it is looked at, or None; where calls are taken.
 
         While most texts are refused, reading them takes longer than refusing them. They are read all the same
         where many are asked again and again, for then their answers are kept, and given without any waiting.
