@@ -11,12 +11,13 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 TICK = 0.004  # to wake for each call by itself would take as much of the cores as making it
+LEAD = 0.5  # seconds of a load before its answers count in its rate: no queue is full yet
 
 # Begins call number n, and gives how it ended when it has: "ok", or the reason of a refusal, which may be `Later`.
 Call = Callable[[int], Awaitable[str]]
@@ -38,13 +39,13 @@ class Later(str):
 class Outcome:
     """What came of some `seconds` of load: seconds from the intended moment to the end, by how a call ended.
 
-    Calls that ended when the load was over are among the latencies, and not in the rate.
+    Calls that ended in the `LEAD` before these seconds, or after them, are among the latencies, and not in the rate.
     """
 
     seconds: float
     latencies: dict[str, list[float]] = field(default_factory=dict)
     answered: int = 0
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=lambda: time.perf_counter() + LEAD)
 
     @property
     def until(self) -> float:
@@ -55,7 +56,7 @@ class Outcome:
         """Note one call that ends now."""
         now = time.perf_counter()
         self.latencies.setdefault(ended, []).append(now - intended)
-        self.answered += ended == "ok" and now <= self.until
+        self.answered += ended == "ok" and self.began <= now <= self.until
 
     def extend(self, other: Outcome) -> None:
         """Count what came of some more of the same load."""
@@ -94,12 +95,25 @@ async def closed_loop(call: Call, clients: int, seconds: float) -> Outcome:
     return outcome
 
 
+async def one_after_another(call: Call, numbers: Iterable[int]) -> Outcome:
+    """One client that makes the calls of these numbers, each when the last is answered."""
+    began = time.perf_counter()
+    outcome = Outcome(0.0, began=began)
+    for number in numbers:
+        intended = time.perf_counter()
+        ended = await call(number)
+        outcome.latencies.setdefault(ended, []).append(time.perf_counter() - intended)
+        outcome.answered += ended == "ok"
+    outcome.seconds = time.perf_counter() - began
+    return outcome
+
+
 async def open_loop(call: Call, rate: float, seconds: float, seed: int = 0) -> Outcome:
     """`rate` calls a second at random moments (a Poisson process), made whether or not earlier ones are answered.
 
     Every `TICK` seconds those that are due are made; their latency counts from their own moment all the same.
     """
-    gaps = np.random.default_rng(seed).exponential(1 / rate, int(2 * rate * seconds) + 10)
+    gaps = np.random.default_rng(seed).exponential(1 / rate, int(2 * rate * (LEAD + seconds)) + 10)
     outcome, running = Outcome(seconds), set()
 
     def begin(number: int, intended: float) -> None:
@@ -110,7 +124,7 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int = 0) -> O
         running.add(begun := asyncio.ensure_future(call(number)))
         begun.add_done_callback(ended)
 
-    moments = outcome.began + np.cumsum(gaps)
+    moments = outcome.began - LEAD + np.cumsum(gaps)
     for number, moment in enumerate(moments[moments < outcome.until].tolist()):
         if (ahead := moment - time.perf_counter()) > 0:
             await asyncio.sleep(max(ahead, TICK))

@@ -9,7 +9,7 @@ import http.client
 import itertools
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -33,7 +33,7 @@ class Searches:
 
     def __init__(self, connections: Sequence[LeanConnection], texts: Sequence[str]) -> None:
         self._connections, self._texts = connections, texts
-        self._fresh = itertools.count()
+        self._fresh = unused_numbers()
         self._search = headers(_SERVICE + "Search", DEADLINE)
 
     @classmethod
@@ -81,15 +81,16 @@ class Searches:
 
     async def streams(self, text_of: Callable[[int], str], count: int, in_flight: int, seconds: float) -> Outcome:
         """`count` streams, each over a connection of its own, with so many searches under way in each."""
-        outcome = Outcome(seconds)
+        outcome, numbers = Outcome(seconds), itertools.count()
         streams = (
-            _stream(self._connections[number % CONNECTIONS], text_of, in_flight, outcome) for number in range(count)
+            _stream(self._connections[place % CONNECTIONS], lambda: text_of(next(numbers)), in_flight, outcome)
+            for place in range(count)
         )
         await asyncio.gather(*streams)
         return outcome
 
 
-async def _stream(connection: LeanConnection, text_of: Callable[[int], str], in_flight: int, outcome: Outcome) -> None:
+async def _stream(connection: LeanConnection, next_text: Callable[[], str], in_flight: int, outcome: Outcome) -> None:
     sent: dict[int, float] = {}
     over: asyncio.Future[dict[bytes, bytes]] = asyncio.get_running_loop().create_future()
     tags = itertools.count()
@@ -98,7 +99,7 @@ async def _stream(connection: LeanConnection, text_of: Callable[[int], str], in_
         tag, now = next(tags), time.perf_counter()
         if now < outcome.until:
             sent[tag] = now
-            search = search_service_pb2.StreamSearchRequest(tag=tag, request=request(text_of(tag)))
+            search = search_service_pb2.StreamSearchRequest(tag=tag, request=request(next_text()))
             connection.send(begun[0], search.SerializeToString())
         elif not sent:
             connection.finish(begun[0])
@@ -120,6 +121,11 @@ async def _stream(connection: LeanConnection, text_of: Callable[[int], str], in_
 def made_unique(text: str, number: int) -> str:
     """The text, and a word that makes it one that was not asked before."""
     return f"{text} {number}"
+
+
+def unused_numbers() -> Iterator[int]:
+    """For `made_unique`: all of six digits, for longer ones are more tokens."""
+    return itertools.count(100_000)
 
 
 def request(text: str) -> search_service_pb2.SearchRequest:
@@ -147,7 +153,7 @@ class PeerSearches:
     """Searches of ever new texts at the peer's port; so many `clients` have a connection and a thread each."""
 
     def __init__(self, port: int, texts: Sequence[str], clients: int) -> None:
-        self._texts, self._fresh, self._pool = texts, itertools.count(), ThreadPoolExecutor(clients)
+        self._texts, self._fresh, self._pool = texts, unused_numbers(), ThreadPoolExecutor(clients)
         self._free = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(clients)]
 
     async def call(self, number: int) -> str:

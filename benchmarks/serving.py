@@ -2,12 +2,13 @@
 
 python -m benchmarks.serving --json build/serving.json
 
-The server runs in a process of its own, over an index of vectors enlarged from real ones, and is asked by text: real
-captions, each made unique, so that nothing is answered from a cache but where the table says so. The load comes from
-this process, which shares the cores with it and is written to leave them to the server. Latencies count from the moment
-at which a call was meant to be made. The parts alone and the loads take turns, the parts before and after each load
-that is compared with them, for a machine does more or less from one second to the next; ratios are medians over the
-turns. The peer is FastAPI, sentence-transformers and hnswlib with the same weights and vectors (`make peers`).
+The server runs in a process of its own, over an index of vectors enlarged from real ones, and is asked by text: the
+same real captions in every load, each made unique, so that nothing is answered from a cache but where the table says
+so. The load comes from this process, which shares the cores with it and is written to leave them to the server.
+Latencies count from the moment at which a call was meant to be made. The parts alone and the loads take turns, for a
+machine does more or less from one second to the next: one client and the parts every few texts, the parts' rate before
+and after each load that is compared with it. Ratios are medians over the turns. The peer is FastAPI,
+sentence-transformers and hnswlib with the same weights and vectors (`make peers`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -29,10 +29,10 @@ import numpy as np
 
 from benchmarks.index import real_embeddings
 from benchmarks.lean_client import LeanConnection, headers
-from benchmarks.load import Outcome, closed_loop, open_loop, without
+from benchmarks.load import Call, Outcome, closed_loop, one_after_another, open_loop, without
 from benchmarks.peer_process import DEFAULT_PYTHON
 from benchmarks.report import Report, argument_parser
-from benchmarks.search_calls import KEPT, REFUSED, PeerSearches, Searches, made_unique
+from benchmarks.search_calls import KEPT, REFUSED, PeerSearches, Searches, made_unique, unused_numbers
 from benchmarks.serving_contestants import Server, made_index, our_server, peer_service, real_captions
 from data import console
 
@@ -48,7 +48,9 @@ GOODPUT, TAIL, REFUSED_MS, AGAINST_PEER = 0.9, 3.0, 50.0, 2.0
 # How the parts are measured alone: with pauses of so many seconds, of which 2 ms are about what gRPC takes between two
 # searches of one client; on the texts that one client asks for, for how long they are is most of it.
 ALONE = {"": 0.0, ", after a pause": 0.002}
-SAME = 300
+TEXTS = 512  # that are asked for in every load: of others, more or less would be long
+SAME, AT_A_TIME = 300, 20
+SETTLED = 0.01  # seconds after which no thread of the parts spins any more
 
 _HEADS = ["load", "answers/s", "p50 ms", "p99 ms", "refused/s", "refused p99 ms", "server ms", "load's cores", "MB"]
 
@@ -58,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     options.work.mkdir(parents=True, exist_ok=True)
     real = real_embeddings("default", options.data, options.work)
-    texts = real_captions(options.data)
-    vectors, index = made_index(real.images, options.images, options.work)
+    captions = real_captions(options.data)
+    vectors, index = made_index(real, captions, options.images, options.work)
+    texts = captions[:TEXTS]
     report = Report("serving", {"images": options.images, "seconds": options.seconds, "turns": options.turns})
     with our_server(index) as server, _parts_alone(index, texts) as parts:
         loads = _Loads(server)
@@ -85,8 +88,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser("serving", __doc__)
     parser.add_argument("--data", action="append", metavar="SOURCE", help="default: all of $DATASETS_DIR, and emoji")
     parser.add_argument("--images", type=int, default=100_000, help="in the index, default 100,000")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each load, in all turns together; default 15")
-    parser.add_argument("--turns", type=int, default=5, help="default 5")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each load, in all turns together; default 20")
+    parser.add_argument("--turns", type=int, default=10, help="default 10")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="leave the other service out")
     parser.add_argument("--peer-python", type=Path, default=DEFAULT_PYTHON, metavar="PATH")
     parser.add_argument("--work", type=Path, default=Path("build/serving_benchmark"), help="vectors and index")
@@ -102,25 +105,24 @@ class _Parts:
     texts: Sequence[str]
     figures: dict[str, float] = field(default_factory=dict)
     _found: dict[str, list[float]] = field(default_factory=dict)
-    _fresh: Iterator[int] = field(default_factory=itertools.count)
+    _fresh: Iterator[int] = field(default_factory=unused_numbers)
 
-    def one(self, pause: float, told: str) -> float:
-        """Milliseconds to embed one text, search and look up, the median of `SAME`, a pause before each."""
-        embedding, searching = [], []
-        for number in range(SAME):
-            text = self._text(number)
-            time.sleep(pause)
-            began = time.perf_counter()
-            vector = self.runtime.embed_texts([text])
-            embedded = time.perf_counter()
-            hits = self.view.search(vector, 10, by_text=1.0)[0]
-            self.view.get([hit.image_id for hit in hits])
-            embedding.append(embedded - began)
-            searching.append(time.perf_counter() - embedded)
-        self._note(f"embedding p50 ms{told}", 1_000 * statistics.median(embedding))
-        self._note(f"search and lookup p50 ms{told}", 1_000 * statistics.median(searching))
-        both = map(sum, zip(embedding, searching, strict=True))
-        return self._note(f"both p50 ms{told}", 1_000 * statistics.median(both))
+    def one(self, number: int, pause: float) -> tuple[float, float]:
+        """Milliseconds to embed one text, and to search and look up, after a pause."""
+        text = self._text(number)
+        time.sleep(pause)
+        began = time.perf_counter()
+        vector = self.runtime.embed_texts([text])
+        embedded = time.perf_counter()
+        hits = self.view.search(vector, 10, by_text=1.0)[0]
+        self.view.get([hit.image_id for hit in hits])
+        return 1_000 * (embedded - began), 1_000 * (time.perf_counter() - embedded)
+
+    def median(self, taken: Sequence[tuple[float, float]], told: str) -> float:
+        """The median of both parts of what `one` gave; noted, and those of each by itself."""
+        for part, milliseconds in zip(("embedding", "search and lookup"), zip(*taken, strict=True), strict=True):
+            self._note(f"{part} p50 ms{told}", statistics.median(milliseconds))
+        return self._note(f"both p50 ms{told}", statistics.median(map(sum, taken)))
 
     def batched(self, seconds: float) -> float:
         """Texts a second in batches of 32."""
@@ -184,8 +186,12 @@ class _Loads:
         spent.memory = self.server.memory
         self._names[key] = name
         self.outcomes.setdefault(key, Outcome(0.0)).extend(outcome)
-        console.say(f"{name}: {outcome.rate:,.0f} answers/s")
         return outcome
+
+    def each(self, key: str) -> float:
+        """Milliseconds of the server's processor time for an answer."""
+        spent = self._spent[key]
+        return 1_000 * spent.server / spent.seconds / max(1e-9, self.outcomes[key].rate)
 
     @property
     def rows(self) -> list[list[str]]:
@@ -193,8 +199,8 @@ class _Loads:
         rows = []
         for key, name in self._names.items():
             spent, outcome = self._spent[key], self.outcomes[key]
-            each, own = 1_000 * spent.server / max(1, outcome.answered), spent.own / spent.seconds
-            rows.append([name, *_cells(outcome), f"{each:.1f}", f"{own:.2f}", f"{spent.memory:,.0f}"])
+            own, memory = f"{spent.own / spent.seconds:.2f}", f"{spent.memory:,.0f}"
+            rows.append([name, *_cells(outcome), f"{self.each(key):.1f}", own, memory])
         return rows
 
     @property
@@ -203,7 +209,7 @@ class _Loads:
         return {
             key: {
                 **_figures(self.outcomes[key]),
-                "server_processor_ms_per_answer": 1_000 * spent.server / max(1, self.outcomes[key].answered),
+                "server_processor_ms_per_answer": self.each(key),
                 "server_cores": spent.server / spent.seconds,
                 "load_cores": spent.own / spent.seconds,
                 "server_mb": spent.memory,
@@ -224,12 +230,9 @@ async def _measure(
         await closed_loop(new, CLIENTS, 2)
         gc.freeze()  # or every so often the load would stop, to look through all that the parts have loaded
         for turn in range(turns):
-            before = [parts.one(pause, told) for told, pause in ALONE.items()]
-            same = closed_loop(lambda number: new(number % SAME), 1, seconds)
-            one = await loads.run("one client", "one_client", same)
-            after = [parts.one(pause, told) for told, pause in ALONE.items()]
-            for told, *alone in zip(ALONE, before, after, strict=True):
-                found[f"one{told}"].append(one.quantile(0.5) - statistics.mean(alone))
+            one, alone = await _one_client(loads, parts, new)
+            for told, milliseconds in alone.items():
+                found[f"one{told}"].append(one - milliseconds)
             batched = [parts.batched(seconds)]
             full = await loads.run(*saturation, closed_loop(new, CLIENTS, seconds))
             batched.append(parts.batched(seconds))
@@ -241,11 +244,14 @@ async def _measure(
             rate = rate or full.rate
             await loads.run("at random, 70 % of the clients'", "calm", open_loop(new, 0.7 * rate, seconds, turn))
             await loads.run("at random, 200 %", "twice", open_loop(new, 2 * rate, seconds, turn))
+            before = await loads.run(*saturation, closed_loop(new, CLIENTS, seconds))
             held = server.memory
             flood = await loads.run("at random, 500 %", "flood", open_loop(new, 5 * rate, seconds, turn))
             found["gained"].append(server.memory - held)
-            again = await loads.run(*saturation, closed_loop(new, CLIENTS, seconds))
-            found["goodput"].append(flood.rate / statistics.mean([full.rate, again.rate]))
+            after = await loads.run(*saturation, closed_loop(new, CLIENTS, seconds))
+            found["goodput"].append(flood.rate / statistics.mean([before.rate, after.rate]))
+            said = ", ".join(f"{name} {values[-1]:.2f}" for name, values in found.items())
+            console.say(f"turn {turn + 1} of {turns}: {said}")
         parts.figures["a call that does nothing, ms"] = await _empty_call(
             server.address, loads.outcomes["one_client"].quantile(0.5) / 1_000
         )
@@ -255,6 +261,20 @@ async def _measure(
         streams = searches.streams(searches.kept_text, STREAMS, IN_FLIGHT, seconds * 2)
         await loads.run(f"asked before, {STREAMS} streams of {IN_FLIGHT}", "kept_streamed", streams)
     return found
+
+
+async def _one_client(loads: _Loads, parts: _Parts, call: Call) -> tuple[float, dict[str, float]]:
+    """Median milliseconds of one client, and of the parts by how they were measured, for the same texts."""
+    served = Outcome(0.0)
+    alone: dict[str, list[tuple[float, float]]] = {told: [] for told in ALONE}
+    for first in range(0, SAME, AT_A_TIME):
+        numbers = range(first, first + AT_A_TIME)
+        for told, pause in ALONE.items():
+            alone[told] += [parts.one(number, pause) for number in numbers]
+        await asyncio.sleep(SETTLED)
+        served.extend(await loads.run("one client", "one_client", one_after_another(call, numbers)))
+        await asyncio.sleep(SETTLED)
+    return served.quantile(0.5), {told: parts.median(taken, told) for told, taken in alone.items()}
 
 
 def _check(report: Report, outcomes: Mapping[str, Outcome], found: Mapping[str, Sequence[float]]) -> None:

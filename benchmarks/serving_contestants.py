@@ -12,12 +12,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.enlarged_vectors import enlarge
 from benchmarks.peer_process import PEERS, peer_python
 from data import console
+
+if TYPE_CHECKING:
+    from benchmarks.index import RealEmbeddings
 
 PEER_EF = 128
 
@@ -53,27 +57,35 @@ def real_captions(data: Sequence[str] | None) -> list[str]:
     return [captions[place] for place in np.random.default_rng(0).permutation(len(captions))]
 
 
-def made_index(images: np.ndarray, count: int, work: Path) -> tuple[Path, Path]:
-    """The file of `count` vectors enlarged from `images`, and an index of them, each with a caption and two attributes.
+def made_index(real: RealEmbeddings, captions: Sequence[str], count: int, work: Path) -> tuple[Path, Path]:
+    """The file of `count` vectors enlarged from real ones, and an index of them with captions and attributes.
 
-    Made once in `work`.
+    Its searches are tuned on captions, as users are told to. Made once in `work`.
     """
     from dual_encoder.runtime import Runtime
+    from serving.faiss_build import default_kind
     from serving.import_vectors import import_vectors
+    from serving.index_recall import Tuning
+    from serving.tune_index import Goal, choose, try_kinds
     from serving.vector_files import VectorFile
 
-    vectors, index = work / f"vectors-{count}.npy", work / f"index-{count}"
+    vectors, index = work / f"vectors-{count}.npy", work / f"tuned-{count}"
     if not (index / "CURRENT").exists():
         console.say(f"making an index of {count:,} images")
-        np.save(vectors, enlarge(images, count))
+        made = enlarge(real.images, count)
+        np.save(vectors, made)
         ids = work / "ids.jsonl"
         with ids.open("w") as file:
             for row in range(count):
                 attributes = {"kind": ("photo", "drawing")[row % 2], "year": 1990 + row % 35}
-                line = {"id": f"{row:08}.jpg", "captions": [f"image {row}"], "attributes": attributes}
+                caption = captions[row % len(captions)]
+                line = {"id": f"{row:08}.jpg", "captions": [caption], "attributes": attributes}
                 file.write(json.dumps(line) + "\n")
+        queries = real.captions[np.random.default_rng(0).permutation(len(real.captions))]
+        chosen = choose(try_kinds(made, queries, [default_kind(count)], Goal())[0], Goal())
         runtime = Runtime.load("default")
-        import_vectors(runtime, VectorFile.numpy(vectors, ids, runtime.embedding_dim), index)
+        given = VectorFile.numpy(vectors, ids, runtime.embedding_dim)
+        import_vectors(runtime, given, index, tuning=Tuning(chosen.kind, chosen.certified.settings))
     return vectors, index
 
 

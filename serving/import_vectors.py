@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from dual_encoder.runtime import Runtime
     from serving.catalog import CatalogEntry
     from serving.index_job import BuildReport
+    from serving.index_recall import Tuning
     from serving.staged_snapshot import StagedSnapshot
     from serving.vector_files import VectorFile
 
 
-def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_vectors: bool = False) -> BuildReport:
+def import_vectors(
+    runtime: Runtime, given: VectorFile, out: Path, *, discard_vectors: bool = False, tuning: Tuning | None = None
+) -> BuildReport:
     """Publish the rows of `given` as the live index of `out`, in the place of what batch jobs brought before.
 
-    What was changed or deleted online stays above them, as in any build; see `BuildSettings` for `discard_vectors`.
+    What was changed or deleted online stays above them, as in any build; see `BuildSettings` for the options.
     `SourceError` for a row that cannot be taken; the live index then stays.
     """
     from data.errors import SourceError
@@ -42,7 +45,7 @@ def import_vectors(runtime: Runtime, given: VectorFile, out: Path, *, discard_ve
     out.mkdir(parents=True, exist_ok=True)
     report = BuildReport(given.name, runtime.name)
     embed = Reembedding(out, lambda: runtime, discard_vectors)
-    build = IndexBuild(runtime, out, BuildSettings(), report, embed, datetime.now(UTC))
+    build = IndexBuild(runtime, out, BuildSettings(tuning=tuning), report, embed, datetime.now(UTC))
     with only_builder(out), staging(out) as directory:
         with ExitStack() as stack:
             staged = stack.enter_context(closing(StagedSnapshot(directory, kept_width(runtime))))
@@ -95,19 +98,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--discard-vectors", action="store_true",
         help="when the model is another one, give up what was added online without an image that it could embed",
     )  # fmt: skip
+    parser.add_argument("--tuning", type=Path, metavar="FILE", help="what serving.tune_index chose, tuning.json")
     arguments = parser.parse_args(argv)
     if (arguments.vectors is None) != (arguments.ids is None):
         parser.error("--vectors and --ids go together")
 
     from dual_encoder.runtime import Runtime
+    from serving.tune_index import read_tuning
     from serving.vector_files import VectorFile
 
+    tuning = read_tuning(arguments.tuning) if arguments.tuning else None
     runtime = Runtime.load(arguments.bundle)
     if arguments.parquet:
         given = VectorFile.parquet(arguments.parquet, runtime.embedding_dim)
     else:
         given = VectorFile.numpy(arguments.vectors, arguments.ids, runtime.embedding_dim)
-    report = import_vectors(runtime, given, arguments.out, discard_vectors=arguments.discard_vectors)
+    report = import_vectors(runtime, given, arguments.out, discard_vectors=arguments.discard_vectors, tuning=tuning)
     if given.normalised:
         console.say(f"{given.normalised:,} of {given.count:,} vectors were not of unit length and were made so")
     console.say(f"{report.indexed:,} images indexed in {arguments.out}, snapshot {report.snapshot}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -17,6 +18,7 @@ from data.errors import FingerprintMismatch, SourceError
 from serving import import_vectors
 from serving.embedded_store import EmbeddedStore
 from serving.export import export
+from serving.faiss_index import SearchSettings
 from serving.index_job import BuildSettings, build_index
 from serving.snapshot import current_name, open_snapshot
 from serving.sync import live_manifest
@@ -58,6 +60,20 @@ def test_an_array_and_its_ids_become_an_index(tmp_path: Path, vectors: np.ndarra
         np.testing.assert_allclose(snapshot.vectors[entry.row], vectors[row], atol=1e-3)
         assert (entry.digest, entry.origin) == ("", f"vectors:{tmp_path / 'x.npy'}")
     snapshot.close()
+
+
+def test_they_are_searched_as_tuning_chose(tmp_path: Path, vectors: np.ndarray):
+    chosen = SearchSettings(compared=20)
+    (tmp_path / "tuning.json").write_text(json.dumps({"kind": "SQ8", "search": dataclasses.asdict(chosen)}))
+    given = written(tmp_path, vectors)
+    assert run(tmp_path / "index", *given, "--tuning", tmp_path / "tuning.json") == 0
+    snapshot = open_snapshot(tmp_path / "index", "c0104a")
+    assert (snapshot.index.kind, snapshot.index.settings) == ("SQ8", chosen)
+    snapshot.close()
+    (tmp_path / "tuning.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"a file that serving\.tune_index wrote"):
+        run(tmp_path / "other", *given, "--tuning", tmp_path / "tuning.json")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("out", ["exported", "exported.parquet"])
