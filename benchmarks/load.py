@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-TICK = 0.004  # to wake for each call by itself would take as much of the cores as making it
+TICK = 0.01  # to wake for each call by itself would take as much of the cores as making it
 LEAD = 0.5  # seconds of a load before its answers count in its rate: no queue is full yet
 
 # Begins call number n, and gives how it ended when it has: "ok", or the reason of a refusal, which may be `Later`.

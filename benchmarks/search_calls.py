@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import itertools
 import time
@@ -21,7 +22,7 @@ from benchmarks.load import Call, Later, Outcome
 from protos.imageretrieval.v1 import query_pb2, search_service_pb2
 
 DEADLINE = 2.0  # seconds, of every call
-CONNECTIONS = 4  # that calls go over in turn
+CONNECTIONS, TOGETHER = 4, 12  # that calls go over in turns of so many, which are then written together
 KEPT = 200  # texts that are asked again and again
 REFUSED = "OVERLOADED with a delay"
 _SERVICE = "/imageretrieval.v1.SearchService/"
@@ -60,7 +61,7 @@ class Searches:
 
         def call(number: int) -> asyncio.Future[str]:
             loop = asyncio.get_running_loop()
-            connection = self._connections[number % len(self._connections)]
+            connection = self._connections[number // TOGETHER % len(self._connections)]
             future: asyncio.Future[str] = loop.create_future()
             timer = loop.call_later(DEADLINE, lambda: late())
 
@@ -138,7 +139,11 @@ def _how(trailers: dict[bytes, bytes]) -> str:
     code = trailers.get(b"grpc-status", b"2")
     if code == b"0":
         return "ok"
-    told = trailers.get(b"grpc-status-details-bin", b"")
+    return _refusal(code, trailers.get(b"grpc-status-details-bin", b""))
+
+
+@functools.lru_cache(1_024)  # in masses it is the same few
+def _refusal(code: bytes, told: bytes) -> str:
     status = status_pb2.Status.FromString(told[1:])  # after the zero of what comes as it is
     names = {detail.TypeName(): detail for detail in status.details}
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()

@@ -33,7 +33,7 @@ from serving.searches import SearchAnswer, Timings
 if TYPE_CHECKING:
     from serving.index_upkeep import IndexUpkeep
 
-READ_FROM, SAMPLE = 0.1, 32  # where so many answers are kept, calls are read; elsewhere one of so many
+READ_FROM, READ_EVERY = 0.1, 0.06  # where so many answers are kept, calls are read; elsewhere one in so many seconds
 
 _UNREAD = Origin()
 _log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class CallGuard:
         self.last_call = -math.inf  # when one came, by `time.perf_counter`
         self._process = secrets.token_hex(6)
         self._count = itertools.count(1)
-        self._unread = 0
+        self._read_at = -math.inf  # the last call that was read though it would be refused
 
     def shed(self, method: str) -> CallRefused | None:
         """Why a call of `method` is refused before anything of it is looked at, or None; where calls are taken.
@@ -147,10 +147,11 @@ class CallGuard:
         refusal = engine.encoder.texts.refusal()
         if refusal is None or engine.kept.share >= READ_FROM:
             return None
-        self._unread += 1
-        if self._unread % SAMPLE == 0:
+        now = time.perf_counter()
+        if now - self._read_at >= READ_EVERY:
+            self._read_at = now
             return None
-        self.last_call = time.perf_counter()
+        self.last_call = now
         status = self.status(refusal, method, "")
         for observer in self.observers:
             observer(EndedCall(method, "", None, _UNREAD, status.code, reason_of(status), 0.0, refusal, None))

@@ -40,6 +40,11 @@ _COLUMNS = '"row", image_id, digest, location, captions, attributes, version, or
 # Ids in one statement.
 _AT_ONCE = 1_000
 
+# Entries of images found of late: answers repeat images, and each is asked for twice, by its row and by its id.
+_FEW = 256  # rows that are found at once; more are a scan
+_KEPT_BYTES = 16 * 1024 * 1024  # in two halves, the newer of which takes in what comes
+_ENTRY_BYTES = 1_000  # of an entry, besides its texts
+
 # The origin of what a change put there; that of a batch job is the name of its source.
 ONLINE = "online"
 
@@ -119,6 +124,7 @@ class Catalog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._recent = _RecentEntries()
         try:
             # `immutable` lets SQLite skip locks and journals: the file is a published one.
             self._connection = sqlite3.connect(
@@ -150,23 +156,28 @@ class Catalog:
 
     def by_rows(self, rows: Sequence[int]) -> list[CatalogEntry]:
         """The entries of `rows`, in their order; `KeyError` for a row that is not there."""
-        wanted = orjson.dumps([int(row) for row in rows]).decode()
-        found = self._fetch(f'SELECT {_COLUMNS} FROM images WHERE "row" IN (SELECT value FROM json_each(?))', (wanted,))
-        entries = {columns[0]: _from_columns(columns) for columns in found}
+        entries = {columns[0]: _from_columns(columns) for columns in self._fetch_rows(_COLUMNS, rows)}
         return [entries[int(row)] for row in rows]
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """The ids of `rows`, in their order; `KeyError` for a row that is not there."""
-        wanted = orjson.dumps([int(row) for row in rows]).decode()
-        found = self._fetch(
-            'SELECT "row", image_id FROM images WHERE "row" IN (SELECT value FROM json_each(?))', (wanted,)
-        )
-        ids = dict(found)
-        return [ids[int(row)] for row in rows]
+        if len(rows) > _FEW:
+            ids = dict(self._fetch_rows('"row", image_id', rows))
+            return [ids[int(row)] for row in rows]
+        found = {row: entry for row in rows if (entry := self._recent.by_row(row)) is not None}
+        if missing := [row for row in rows if row not in found]:
+            for columns in self._fetch_rows(_COLUMNS, missing):
+                entry = found[columns[0]] = _from_columns(columns)
+                self._recent.add(entry, sum(len(text) for text in columns if isinstance(text, str)))
+        return [found[row].image_id for row in rows]
 
     def by_ids(self, image_ids: Sequence[str]) -> dict[str, CatalogEntry]:
         """The entry of each of `image_ids` that is there."""
-        return {columns[1]: _from_columns(columns) for columns in self._fetch_ids(_COLUMNS, image_ids)}
+        found = {image_id: entry for image_id in image_ids if (entry := self._recent.by_id(image_id)) is not None}
+        if len(found) < len(image_ids):
+            missing = [image_id for image_id in image_ids if image_id not in found]
+            found.update((columns[1], _from_columns(columns)) for columns in self._fetch_ids(_COLUMNS, missing))
+        return found
 
     def by_id(self, image_id: str) -> CatalogEntry:
         """The entry of an image; `ImageNotFound` when there is none."""
@@ -216,6 +227,10 @@ class Catalog:
         """Release the file."""
         self._connection.close()
 
+    def _fetch_rows(self, columns: str, rows: Sequence[int]) -> list[tuple]:
+        wanted = orjson.dumps([int(row) for row in rows]).decode()
+        return self._fetch(f'SELECT {columns} FROM images WHERE "row" IN (SELECT value FROM json_each(?))', (wanted,))
+
     def _fetch_ids(self, columns: str, image_ids: Sequence[str]) -> Iterator[tuple]:
         return self._fetch_where("image_id", columns, image_ids)
 
@@ -229,6 +244,35 @@ class Catalog:
     def _fetch(self, statement: str, values: tuple = ()) -> list[tuple]:
         with self._lock:
             return self._connection.execute(statement, values).fetchall()
+
+
+class _RecentEntries:
+    """Entries read of late, as many as `_KEPT_BYTES` take; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._newer, self._older = _Half(), _Half()
+
+    def by_row(self, row: int) -> CatalogEntry | None:
+        return self._newer.rows.get(row) or self._older.rows.get(row)
+
+    def by_id(self, image_id: str) -> CatalogEntry | None:
+        return self._newer.ids.get(image_id) or self._older.ids.get(image_id)
+
+    def add(self, entry: CatalogEntry, letters: int) -> None:
+        with self._lock:
+            half = self._newer
+            half.rows[entry.row] = half.ids[entry.image_id] = entry
+            half.size += _ENTRY_BYTES + letters
+            if half.size > _KEPT_BYTES // 2:
+                self._newer, self._older = _Half(), half
+
+
+class _Half:
+    def __init__(self) -> None:
+        self.rows: dict[int, CatalogEntry] = {}
+        self.ids: dict[str, CatalogEntry] = {}
+        self.size = 0
 
 
 def entry_columns(entry: StoredImage) -> tuple:

@@ -153,6 +153,9 @@ def check_queries(queries: np.ndarray, dimension: int, k: int) -> np.ndarray:
         raise QueryError(
             "vector", f"{dimension} components", f"{queries.shape[-1] if queries.ndim else 0}", "use the index's model"
         )
+    squares = np.einsum("qd,qd->q", queries, queries)
+    if ((squares > 0) & (squares < np.inf)).all():  # all is well: no component is worth looking at by itself
+        return queries
     if not np.isfinite(queries).all():
         raise QueryError("vector", "finite components", "NaN or infinity", "check how the vector was made")
     if not queries.any(axis=1).all():

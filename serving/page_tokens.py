@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import orjson
+
 from data.attributes import is_unicode
 from data.errors import QueryError
 
@@ -42,7 +44,7 @@ class PageToken:
     def encode(self) -> str:
         """URL-safe text, read back by `decode`."""
         checksums = b"".join(number.to_bytes(4, "big") for number in self.first)
-        head = json.dumps([_VERSION, self.request, self.revision, self.given]).encode()
+        head = orjson.dumps([_VERSION, self.request, self.revision, self.given])
         return base64.urlsafe_b64encode(head + b"\n" + checksums).decode()
 
     @classmethod

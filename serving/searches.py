@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
-from data.durable import digest_bytes, digest_json
+from data.durable import canonical_json, digest_bytes
 from serving.page_tokens import PageToken, checksum, checksums, other_request
 from serving.queries import MAX_K, Composition, ImageIdQuery, ImageQuery, Query, SearchOptions, TextQuery
 from serving.vector_index import SearchHit
@@ -276,12 +277,12 @@ def _looked_up(
 
 def _digest(query: Query, options: SearchOptions) -> str:
     """Names a search, whatever the size of its pages."""
-    return digest_json([_described(query), _asked(options)])[:16]
+    return digest_bytes(orjson.dumps(_described(query)) + _asked(options))[:16]
 
 
 @functools.lru_cache(256)  # most ask in one of a few ways
-def _asked(options: SearchOptions) -> dict[str, Any]:
-    return dataclasses.asdict(dataclasses.replace(options, k=1, page_token=""))
+def _asked(options: SearchOptions) -> bytes:
+    return canonical_json(dataclasses.asdict(dataclasses.replace(options, k=1, page_token="")))
 
 
 def _described(query: Query) -> list[object]:

@@ -37,10 +37,8 @@ def rows_of(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """`vectors[rows]`; `OSError` when the file has been cut short."""
     if not isinstance(vectors, MappedVectors) or vectors.descriptor is None or len(rows) > FEW:
         return vectors[rows]
-    taken = np.empty((len(rows), vectors.shape[1]), vectors.dtype)
-    size, into = taken.strides[0], taken.view(np.uint8).data.cast("B")
-    for place, row in enumerate(rows.tolist()):
-        part = into[place * size : (place + 1) * size]
-        if os.preadv(vectors.descriptor, [part], vectors.offset + row * size) != size:
-            raise OSError(f"row {row:,} is not in the file of vectors any more")
-    return taken
+    size, start, read = vectors.strides[0], vectors.offset, os.pread
+    taken = b"".join([read(vectors.descriptor, size, start + row * size) for row in rows.tolist()])
+    if len(taken) != size * len(rows):
+        raise OSError(f"rows {rows.min():,} to {rows.max():,} are not in the file of vectors any more")
+    return np.frombuffer(taken, vectors.dtype).reshape(len(rows), -1)

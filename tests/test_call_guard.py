@@ -11,7 +11,8 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from data.errors import QueryError
-from serving.call_guard import READ_FROM, SAMPLE, CallGuard, CallRefused
+from serving import call_guard
+from serving.call_guard import READ_EVERY, READ_FROM, CallGuard, CallRefused
 from serving.callers import Caller, Origin
 from serving.error_details import ResponseTooLarge
 from serving.grpc_methods import _encode
@@ -119,18 +120,22 @@ class Busy:
 @pytest.mark.parametrize(
     ("share", "refusal", "method", "refused"),
     [
-        (0.0, Overloaded("much", 0.1), "SearchService.Search", 2 * (SAMPLE - 1)),
+        (0.0, Overloaded("much", 0.1), "SearchService.Search", 30),
         (READ_FROM, Overloaded("much", 0.1), "SearchService.Search", 0),
         (0.0, None, "SearchService.Search", 0),
         (0.0, Overloaded("much", 0.1), "ImageService.GetImage", 0),
     ],
     ids=["few answers are kept", "many answers are kept", "there is room", "it needs no model"],
 )
-def test_calls_that_would_be_refused_are_not_read_unless_their_answers_may_be_kept(share, refusal, method, refused):
+def test_calls_that_would_be_refused_are_not_read_unless_their_answers_may_be_kept(
+    share, refusal, method, refused, monkeypatch
+):
+    moments = (number * READ_EVERY / 3.5 for number in range(40))  # of four calls the first may be read
+    monkeypatch.setattr(call_guard, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
     guard, ended = CallGuard(), []
     guard.engine = Busy(share, refusal)
     guard.observers.append(ended.append)
-    shed = [told for told in (guard.shed(method) for _ in range(2 * SAMPLE)) if told is not None]
+    shed = [told for told in (guard.shed(method) for _ in range(40)) if told is not None]
     assert len(shed) == len(ended) == refused
     for told, call in zip(shed, ended, strict=True):
         assert told.status.code == call.code == code_pb2.RESOURCE_EXHAUSTED
