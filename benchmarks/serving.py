@@ -223,7 +223,7 @@ async def _measure(
 ) -> dict[str, list[float]]:
     """The parts and every load on ours, in turns; gives what the turns compare."""
     found: dict[str, list[float]] = defaultdict(list)
-    server, rate, saturation = loads.server, 0.0, (f"{CLIENTS} clients", "saturation")
+    server, saturation = loads.server, (f"{CLIENTS} clients", "saturation")
     async with Searches.of(server.address, texts) as searches:
         new, kept = searches.one(searches.new_text), searches.one(searches.kept_text)
         await closed_loop(new, 4, 2)
@@ -241,12 +241,12 @@ async def _measure(
             streamed = await loads.run(f"{STREAMS} streams of {IN_FLIGHT}", "streamed", streams)
             batched.append(parts.batched(seconds))
             found["streams"].append(streamed.rate / statistics.mean(batched[1:]))
-            rate = rate or full.rate
-            await loads.run("at random, 70 % of the clients'", "calm", open_loop(new, 0.7 * rate, seconds, turn))
-            await loads.run("at random, 200 %", "twice", open_loop(new, 2 * rate, seconds, turn))
+            calm, twice = (open_loop(new, share * full.rate, seconds, turn) for share in (0.7, 2))
+            await loads.run("at random, 70 % of the clients'", "calm", calm)
+            await loads.run("at random, 200 %", "twice", twice)
             before = await loads.run(*saturation, closed_loop(new, CLIENTS, seconds))
             held = server.memory
-            flood = await loads.run("at random, 500 %", "flood", open_loop(new, 5 * rate, seconds, turn))
+            flood = await loads.run("at random, 500 %", "flood", open_loop(new, 5 * before.rate, seconds, turn))
             found["gained"].append(server.memory - held)
             after = await loads.run(*saturation, closed_loop(new, CLIENTS, seconds))
             found["goodput"].append(flood.rate / statistics.mean([before.rate, after.rate]))

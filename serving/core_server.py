@@ -110,6 +110,9 @@ class CoreServer:
     def tell(self, news: Callable[[], None]) -> None:
         """Call `news` on the loop, after what was to be called before; wakes it once for all that comes meanwhile."""
         self._news.append(news)
+        self._wake()
+
+    def _wake(self) -> None:
         if not self._loop_knows:
             self._loop_knows = True
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
@@ -156,15 +159,16 @@ class CoreServer:
     def _take_call(self, event: Any) -> None:
         if not event.success:  # the server stops
             return
-        self._request_call()
         call = CoreCall(self, event)
         if (refusal := self._refusal(call)) is None:
+            self._wake()  # it takes a while, in which the rest is done
             call.begin()
             if self._reading < REQUESTS_AHEAD and call.path in self._one_request:
                 self._reading += call.read_ahead(self._has_read)
             self.tell(partial(self._begin, call))
         else:
             call.refuse(*refusal)
+        self._request_call()
 
     def _refusal(self, call: CoreCall) -> Refusal | None:
         if self._refuse_unread is None:

@@ -136,3 +136,30 @@ def test_an_absent_foreign_or_newer_file_is_refused(tmp_path):
         connection.execute(f"PRAGMA user_version = {FORMAT_VERSION + 1}")
     with pytest.raises(SnapshotError, match="format"):
         Catalog(tmp_path / "newer.sqlite")
+
+
+def test_an_entry_found_by_its_row_is_not_read_again(catalog, monkeypatch):
+    assert catalog.ids([7, 3, 7]) == ["id-0007", "id-0003", "id-0007"]
+    read = []
+    monkeypatch.setattr(catalog, "_fetch", lambda *asked: read.append(asked) or [])
+    assert catalog.ids([3, 7]) == ["id-0003", "id-0007"]
+    assert list(catalog.by_ids(["id-0007", "id-0003"]).values()) == [entries(8)[7], entries(8)[3]]
+    assert not read
+    assert catalog.by_ids(["id-0007", "id-0004"]) == {"id-0007": entries(8)[7]}
+    assert len(read) == 1, "what was not found before is read"
+
+
+def test_entries_found_of_late_take_bounded_memory_and_stay_right(catalog, monkeypatch):
+    monkeypatch.setattr("serving.catalog._KEPT_BYTES", 100_000)
+    for start in [*range(0, 2_500, 100), 0]:
+        rows = range(start, start + 100)
+        assert catalog.ids(rows) == [f"id-{row:04}" for row in rows]
+        assert catalog.by_ids([f"id-{row:04}" for row in rows]) == {e.image_id: e for e in entries(2_500)[start:][:100]}
+    held = catalog._recent._newer.rows.keys() | catalog._recent._older.rows.keys()
+    assert 40 < len(held) < 110, "about 100,000 bytes of them"
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_a_row_that_is_not_there_is_a_key_error(catalog, count):
+    with pytest.raises(KeyError):
+        catalog.ids([*range(count), 2_500])
