@@ -159,6 +159,7 @@ class CoreServer:
     def _take_call(self, event: Any) -> None:
         if not event.success:  # the server stops
             return
+        self._request_call()
         call = CoreCall(self, event)
         if (refusal := self._refusal(call)) is None:
             self._wake()  # it takes a while, in which the rest is done
@@ -168,7 +169,6 @@ class CoreServer:
             self.tell(partial(self._begin, call))
         else:
             call.refuse(*refusal)
-        self._request_call()
 
     def _refusal(self, call: CoreCall) -> Refusal | None:
         if self._refuse_unread is None:

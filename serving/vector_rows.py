@@ -41,4 +41,4 @@ def rows_of(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     taken = b"".join([read(vectors.descriptor, size, start + row * size) for row in rows.tolist()])
     if len(taken) != size * len(rows):
         raise OSError(f"rows {rows.min():,} to {rows.max():,} are not in the file of vectors any more")
-    return np.frombuffer(taken, vectors.dtype).reshape(len(rows), -1)
+    return np.frombuffer(taken, vectors.dtype).reshape(len(rows), vectors.shape[1])

@@ -23,9 +23,10 @@ def test_rows_come_as_they_stand(tmp_path, dtype, count):
 
 
 def test_a_file_that_was_cut_short_is_an_error(tmp_path):
-    np.save(tmp_path / "x.npy", np.ones((100, 5), np.float32))
-    vectors = map_vectors(tmp_path / "x.npy")
-    os.truncate(tmp_path / "x.npy", os.path.getsize(tmp_path / "x.npy") - 10)
+    path = tmp_path / "x.npy"
+    np.save(path, np.ones((100, 5), np.float32))
+    vectors = map_vectors(path)
+    os.truncate(path, path.stat().st_size - 10)
     assert len(rows_of(vectors, np.array([98, 3]))) == 2
     with pytest.raises(OSError, match="rows 3 to 99 are not in the file"):
         rows_of(vectors, np.array([3, 99]))
