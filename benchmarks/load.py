@@ -45,7 +45,11 @@ class Outcome:
     seconds: float
     latencies: dict[str, list[float]] = field(default_factory=dict)
     answered: int = 0
+    spent: float = 0.0  # seconds in which calls were made
     began: float = field(default_factory=lambda: time.perf_counter() + LEAD)
+
+    def __post_init__(self) -> None:
+        self.spent = self.spent or (self.seconds and LEAD + self.seconds)
 
     @property
     def until(self) -> float:
@@ -61,6 +65,7 @@ class Outcome:
     def extend(self, other: Outcome) -> None:
         """Count what came of some more of the same load."""
         self.seconds, self.answered = self.seconds + other.seconds, self.answered + other.answered
+        self.spent += other.spent
         for ended, found in other.latencies.items():
             self.latencies.setdefault(ended, []).extend(found)
 
@@ -104,7 +109,7 @@ async def one_after_another(call: Call, numbers: Iterable[int]) -> Outcome:
         ended = await call(number)
         outcome.latencies.setdefault(ended, []).append(time.perf_counter() - intended)
         outcome.answered += ended == "ok"
-    outcome.seconds = time.perf_counter() - began
+    outcome.seconds = outcome.spent = time.perf_counter() - began
     return outcome
 
 

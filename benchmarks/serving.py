@@ -88,8 +88,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser("serving", __doc__)
     parser.add_argument("--data", action="append", metavar="SOURCE", help="default: all of $DATASETS_DIR, and emoji")
     parser.add_argument("--images", type=int, default=100_000, help="in the index, default 100,000")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each load, in all turns together; default 20")
-    parser.add_argument("--turns", type=int, default=10, help="default 10")
+    parser.add_argument("--seconds", type=float, default=24.0, help="of each load, in all turns together; default 24")
+    parser.add_argument("--turns", type=int, default=6, help="default 6")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="leave the other service out")
     parser.add_argument("--peer-python", type=Path, default=DEFAULT_PYTHON, metavar="PATH")
     parser.add_argument("--work", type=Path, default=Path("build/serving_benchmark"), help="vectors and index")
@@ -316,7 +316,7 @@ async def _measure_peer(port: int, texts: Sequence[str], seconds: float) -> Outc
 
 
 def _cells(outcome: Outcome) -> list[str]:
-    refused = sum(without(outcome, ("ok",)).values()) / outcome.seconds
+    refused = sum(without(outcome, ("ok",)).values()) / outcome.spent
     delay = outcome.quantile(0.99, REFUSED)
     return [
         f"{outcome.rate:,.0f}",

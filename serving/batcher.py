@@ -124,9 +124,14 @@ class Batcher(Generic[T, R]):
         """As `submit`, for one item: its result to be awaited, or cancelled when nobody waits for it any more."""
         return self._put([item], deadline, bulk)[0]
 
-    def refusal(self, count: int = 1, deadline: float | None = None, *, bulk: bool = False) -> Overloaded | None:
-        """What `submit` would raise now: `count` items would wait too long. What finds nothing before it never does."""
-        before = len(self._bulk if bulk else self._waiting) + sum(self._running)
+    def refusal(
+        self, count: int = 1, deadline: float | None = None, *, bulk: bool = False, coming: int = 0
+    ) -> Overloaded | None:
+        """What `submit` would raise now: `count` items would wait too long. What finds nothing before it never does.
+
+        `coming` further items will have been submitted before.
+        """
+        before = len(self._bulk if bulk else self._waiting) + sum(self._running) + coming
         if not before:
             return None
         wait = before * self._item_seconds

@@ -136,15 +136,17 @@ class CallGuard:
         self._count = itertools.count(1)
         self._read_at = -math.inf  # the last call that was read though it would be refused
 
-    def shed(self, method: str) -> CallRefused | None:
+    def shed(self, method: str, coming: int = 0) -> CallRefused | None:
         """Why a call of `method` is refused before anything of it is looked at, or None; where calls are taken.
+
+        `coming` calls were let in and wait for nothing yet.
 
         While most texts are refused, reading them takes longer than refusing them. They are read all the same
         where many are asked again and again, for then their answers are kept, and given without any waiting.
         """
         if not POLICIES[method].shed or (engine := self.engine) is None:
             return None
-        refusal = engine.encoder.texts.refusal()
+        refusal = engine.encoder.texts.refusal(coming=coming)
         if refusal is None or engine.kept.share >= READ_FROM:
             return None
         now = time.perf_counter()

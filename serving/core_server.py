@@ -23,7 +23,7 @@ from grpc._cython import cygrpc
 
 Trailers = Sequence[tuple[str, str | bytes]]
 Refusal = tuple[grpc.StatusCode, str, Trailers]
-RefuseUnread = Callable[[str, float | None], Refusal | None]
+RefuseUnread = Callable[[str, float | None, int], Refusal | None]
 
 REQUESTS_AHEAD = 4  # requests that are read before their calls come to the loop, of 33 MiB at most
 WRITTEN_AHEAD = 1 << 16  # bytes of answers that a stream holds for the core
@@ -39,10 +39,10 @@ class CoreServer:
 
     Handlers are `grpc.stream_unary_rpc_method_handler` or `grpc.stream_stream_rpc_method_handler` over coroutines or
     async generators, without a deserialiser, for they read bytes by `context.read()`; see `CoreCall` for `context`.
-    `refuse_unread(path, remaining)` is asked first, in the thread that takes calls, with the seconds that the call
-    still has (None: no deadline); it must be quick. What it returns is told to the caller, and no handler learns of it.
-    The requests of the paths `one_request`, of one each, are read while their calls come to the loop, where fewer than
-    `REQUESTS_AHEAD` are being read so.
+    `refuse_unread(path, remaining, coming)` is asked first, in the thread that takes calls, with the seconds that the
+    call still has (None: no deadline); it must be quick. What it returns is told to the caller, and no handler learns
+    of it. The requests of the paths `one_request`, of one each, are read while their calls come to the loop, where
+    fewer than `REQUESTS_AHEAD` are being read so; `coming` is how many of these calls no handler has the request of.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class CoreServer:
         self._server.register_completion_queue(self._events)
         self._refuse_unread, self._one_request = refuse_unread, one_request
         self._reading = 0  # ahead
+        self._let_in = self._arrived = 0  # of the paths `one_request`; each changes in one thread only
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._news: deque[Callable[[], None]] = deque()
@@ -164,8 +165,11 @@ class CoreServer:
         if (refusal := self._refusal(call)) is None:
             self._wake()  # it takes a while, in which the rest is done
             call.begin()
-            if self._reading < REQUESTS_AHEAD and call.path in self._one_request:
-                self._reading += call.read_ahead(self._has_read)
+            if call.path in self._one_request:
+                self._let_in += 1
+                call.coming = True
+                if self._reading < REQUESTS_AHEAD:
+                    self._reading += call.read_ahead(self._has_read)
             self.tell(partial(self._begin, call))
         else:
             call.refuse(*refusal)
@@ -174,7 +178,7 @@ class CoreServer:
         if self._refuse_unread is None:
             return None
         try:
-            return self._refuse_unread(call.path, call.time_remaining())
+            return self._refuse_unread(call.path, call.time_remaining(), self._let_in - self._arrived)
         except Exception:
             _log.exception("whether %s is refused could not be told", call.path)
             return grpc.StatusCode.UNKNOWN, "", ()
@@ -185,7 +189,20 @@ class CoreServer:
     def _begin(self, call: CoreCall) -> None:
         task = call.task = asyncio.create_task(self._serve(call))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._end, call))
+
+    def _end(self, call: CoreCall, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.has_come(call)
+
+    def has_come(self, call: CoreCall) -> None:
+        """Count a call out of those that are coming, when its handler has done what it does at once; on the loop."""
+        if call.coming:
+            call.coming = False
+            self._loop.call_soon(self._count_arrived)
+
+    def _count_arrived(self) -> None:
+        self._arrived += 1
 
     async def _serve(self, call: CoreCall) -> None:
         try:
@@ -227,7 +244,8 @@ class CoreCall:
     """One call: the part of `grpc.aio.ServicerContext` that handlers use, on the loop."""
 
     __slots__ = (
-        "path", "task", "serialize", "_server", "_call", "_deadline", "_metadata", "_answering", "_ahead", "_sending",
+        "path", "task", "serialize", "coming",
+        "_server", "_call", "_deadline", "_metadata", "_answering", "_ahead", "_sending",
     )  # fmt: skip
 
     def __init__(self, server: CoreServer, event: Any) -> None:
@@ -235,6 +253,7 @@ class CoreCall:
         self.path: str = details.method.decode("utf-8", "replace")
         self.task: asyncio.Task[None] | None = None
         self.serialize: Callable[[Any], bytes] | None = None
+        self.coming = False  # see `CoreServer`
         self._server, self._call = server, event.call
         self._deadline: float | None = details.deadline if details.deadline < _NEVER else None
         self._metadata = event.invocation_metadata
@@ -273,13 +292,14 @@ class CoreCall:
 
     async def read(self) -> Any:
         """The next message, as bytes, or `grpc.aio.EOF`."""
-        if self._ahead is not None:
-            ahead, self._ahead = self._ahead, None
-            return await ahead
-        come = self._server.future()
-        if not self._receive(lambda message: self._server.tell(partial(_settle, come, message))):
-            return grpc.aio.EOF
-        return await come
+        come, self._ahead = self._ahead, None
+        if come is None:
+            come = future = self._server.future()
+            if not self._receive(lambda message: self._server.tell(partial(_settle, future, message))):
+                return grpc.aio.EOF
+        message = await come
+        self._server.has_come(self)
+        return message
 
     def read_ahead(self, done: Callable[[], None]) -> bool:
         """Begin to read the request; `done` is called when it has come. Both in the thread of events."""

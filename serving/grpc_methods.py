@@ -54,9 +54,9 @@ def refuse_unread(guard: CallGuard) -> RefuseUnread:
     """What the guard refuses before anything of a call is looked at; see `CoreServer`."""
     names = {f"{_OURS}{name.replace('.', '/')}": name for name, policy in POLICIES.items() if policy.shed}
 
-    def refuse(path: str, remaining: float | None) -> Refusal | None:
+    def refuse(path: str, remaining: float | None, coming: int) -> Refusal | None:
         name = names.get(path)
-        shed = None if name is None else guard.shed(name)
+        shed = None if name is None else guard.shed(name, coming)
         return None if shed is None else _told(shed.status, remaining)
 
     return refuse

@@ -224,6 +224,21 @@ def test_what_would_wait_too_long_is_refused_at_once_and_told_when_to_come_back(
     run(scenario)
 
 
+def test_items_that_are_coming_are_waited_for_too():
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        assert batcher.refusal() is None
+        first = await occupied(batcher, gate)
+        batcher.limits, batcher._item_seconds = QueueLimits(seconds=3.5), 1.0
+        assert batcher.refusal(coming=2) is None
+        refusal = batcher.refusal(coming=3)
+        assert refusal is not None
+        assert refusal.retry_after == 2
+        gate.opened.set()
+        await first
+
+    run(scenario)
+
+
 def test_nothing_is_refused_that_finds_nothing_before_it():
     async def scenario(batcher: Batcher, gate: Gate) -> None:
         batcher.limits, batcher._item_seconds = QueueLimits(items=1, seconds=0.0), 100.0

@@ -113,7 +113,7 @@ class Busy:
     """An engine that refuses texts, of whose answers such a share was kept of late."""
 
     def __init__(self, share: float, refusal: Overloaded | None) -> None:
-        self.encoder = SimpleNamespace(texts=SimpleNamespace(refusal=lambda: refusal))
+        self.encoder = SimpleNamespace(texts=SimpleNamespace(refusal=lambda coming: refusal))
         self.kept = SimpleNamespace(share=share)
 
 

@@ -91,7 +91,7 @@ def test_answers_are_the_handlers():
 def test_what_is_refused_unread_reaches_no_handler():
     asked = []
 
-    def refuse(path, remaining):
+    def refuse(path, remaining, coming):
         asked.append((path, remaining))
         return REFUSED if path == SERVICE + "Full" else None
 
@@ -111,7 +111,7 @@ def test_what_is_refused_unread_reaches_no_handler():
 
 
 def test_a_refusal_that_fails_ends_no_other_call(caplog):
-    def refuse(path, remaining):
+    def refuse(path, remaining, coming):
         if path == SERVICE + "Break":
             raise ValueError("of one call")
         return
@@ -214,6 +214,39 @@ def test_requests_that_do_not_come_hold_up_no_others():
             assert await unary(channel, "Read") == b"x"
 
     asyncio.run(go())
+
+
+def test_calls_whose_requests_no_handler_has_yet_are_told_as_coming():
+    asked, begun, go_on = [], [], asyncio.Event()
+
+    def refuse(path, remaining, coming):
+        asked.append(coming)
+        return REFUSED if path == SERVICE + "Full" else None
+
+    async def slow(requests, context):
+        begun.append(context)
+        await go_on.wait()
+        return await context.read()
+
+    async def coming(channel):
+        await ended(unary(channel, "Full"))
+        return asked[-1]
+
+    async def go():
+        async with serving({"Slow": slow}, refuse_unread=refuse, one_request={SERVICE + "Slow"}) as (_, channel):
+            calls = [unary(channel, "Slow") for _ in range(3)]
+            while len(begun) < 3:
+                await asyncio.sleep(0)
+            assert await coming(channel) == 3
+            calls.pop().cancel()  # one that never reads
+            while await coming(channel) == 3:
+                pass
+            assert asked[-1] == 2
+            go_on.set()
+            assert await asyncio.gather(*calls) == [b"x"] * 2
+            assert await coming(channel) == 0
+
+    asyncio.run(asyncio.wait_for(go(), 30))
 
 
 def test_no_more_requests_are_read_ahead_than_there_are_places():
