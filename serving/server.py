@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 0.25  # without a call: balancers have gone elsewhere
 
+# In gRPC's words: the thread that takes calls reads them too. Left to itself, gRPC reads in threads that then wake it.
+POLLING = "-event_engine_client,-event_engine_listener,-event_engine_for_all_other_endpoints"
+
 
 class Loader(Protocol):
     """Loads units: a model and its index; see `unit_loader.UnitLoader`. Called in a thread."""
@@ -60,6 +63,7 @@ def serve(settings: ServerSettings, loader: Loader) -> None:
     standard output, then `operators on …`, `metrics on …` and `page on …` where there are such. `UserError` when
     an address or a file of the settings cannot be used; what `loader.load` raises is raised.
     """
+    os.environ.setdefault("GRPC_EXPERIMENTS", POLLING)  # before gRPC is loaded
     still_loading = asyncio.run(_serve(settings, loader))
     if still_loading:
         # A thread inside a model's native code can neither be stopped nor outlive the interpreter.

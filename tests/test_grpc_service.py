@@ -311,6 +311,7 @@ def test_a_stop_signal_drains_and_exits_cleanly(index, number):
         output, errors = process.communicate(timeout=30)
         assert process.returncode == 0, errors
         assert "Traceback" not in errors
+        assert "experiment" not in errors, "gRPC knows all of `server.POLLING`"
         assert output == ""
 
 
