@@ -42,7 +42,7 @@ class CoreServer:
     `refuse_unread(path, remaining, coming)` is asked first, in the thread that takes calls, with the seconds that the
     call still has (None: no deadline); it must be quick. What it returns is told to the caller, and no handler learns
     of it. The requests of the paths `one_request`, of one each, are read while their calls come to the loop, where
-    fewer than `REQUESTS_AHEAD` are being read so; `coming` is how many of these calls no handler has the request of.
+    fewer than `REQUESTS_AHEAD` are being read so; `coming` is how many of these calls no handler knows of yet.
     """
 
     def __init__(
@@ -166,10 +166,9 @@ class CoreServer:
             self._wake()  # it takes a while, in which the rest is done
             call.begin()
             if call.path in self._one_request:
-                self._let_in += 1
-                call.coming = True
                 if self._reading < REQUESTS_AHEAD:
                     self._reading += call.read_ahead(self._has_read)
+                self._let_in += 1
             self.tell(partial(self._begin, call))
         else:
             call.refuse(*refusal)
@@ -189,17 +188,11 @@ class CoreServer:
     def _begin(self, call: CoreCall) -> None:
         task = call.task = asyncio.create_task(self._serve(call))
         self._tasks.add(task)
-        task.add_done_callback(partial(self._end, call))
-
-    def _end(self, call: CoreCall, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self.has_come(call)
-
-    def has_come(self, call: CoreCall) -> None:
-        """Count a call out of those that are coming, when its handler has done what it does at once; on the loop."""
-        if call.coming:
-            call.coming = False
-            self._loop.call_soon(self._count_arrived)
+        task.add_done_callback(self._tasks.discard)
+        if call.path in self._one_request:
+            self._loop.call_soon(
+                self._count_arrived
+            )  # after the first step of the task; no further one is sure to come
 
     def _count_arrived(self) -> None:
         self._arrived += 1
@@ -244,8 +237,7 @@ class CoreCall:
     """One call: the part of `grpc.aio.ServicerContext` that handlers use, on the loop."""
 
     __slots__ = (
-        "path", "task", "serialize", "coming",
-        "_server", "_call", "_deadline", "_metadata", "_answering", "_ahead", "_sending",
+        "path", "task", "serialize", "_server", "_call", "_deadline", "_metadata", "_answering", "_ahead", "_sending",
     )  # fmt: skip
 
     def __init__(self, server: CoreServer, event: Any) -> None:
@@ -253,7 +245,6 @@ class CoreCall:
         self.path: str = details.method.decode("utf-8", "replace")
         self.task: asyncio.Task[None] | None = None
         self.serialize: Callable[[Any], bytes] | None = None
-        self.coming = False  # see `CoreServer`
         self._server, self._call = server, event.call
         self._deadline: float | None = details.deadline if details.deadline < _NEVER else None
         self._metadata = event.invocation_metadata
@@ -297,9 +288,7 @@ class CoreCall:
             come = future = self._server.future()
             if not self._receive(lambda message: self._server.tell(partial(_settle, future, message))):
                 return grpc.aio.EOF
-        message = await come
-        self._server.has_come(self)
-        return message
+        return await come
 
     def read_ahead(self, done: Callable[[], None]) -> bool:
         """Begin to read the request; `done` is called when it has come. Both in the thread of events."""

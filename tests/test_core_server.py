@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import threading
 
 import grpc
 import pytest
@@ -46,8 +47,9 @@ async def serving(one=None, many=None, refuse_unread=None, one_request=(), optio
     server = CoreServer([*OPTIONS, *options], refuse_unread, one_request)
     server.add_generic_rpc_handlers([Handlers(one, many)])
     port = server.add_insecure_port("127.0.0.1:0")
+    server.address = f"127.0.0.1:{port}"
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc.aio.insecure_channel(server.address) as channel:
         yield server, channel
     await server.stop(5)
 
@@ -216,37 +218,37 @@ def test_requests_that_do_not_come_hold_up_no_others():
     asyncio.run(go())
 
 
-def test_calls_whose_requests_no_handler_has_yet_are_told_as_coming():
-    asked, begun, go_on = [], [], asyncio.Event()
+def test_calls_that_no_handler_knows_of_yet_are_told_as_coming():
+    asked, all_taken, over = [], threading.Event(), threading.Event()
 
     def refuse(path, remaining, coming):
         asked.append(coming)
-        return REFUSED if path == SERVICE + "Full" else None
+        if len(asked) == 5:
+            all_taken.set()
 
-    async def slow(requests, context):
-        begun.append(context)
-        await go_on.wait()
-        return await context.read()
-
-    async def coming(channel):
-        await ended(unary(channel, "Full"))
-        return asked[-1]
+    def late():
+        over.wait(20)
+        yield b"x"
 
     async def go():
-        async with serving({"Slow": slow}, refuse_unread=refuse, one_request={SERVICE + "Slow"}) as (_, channel):
-            calls = [unary(channel, "Slow") for _ in range(3)]
-            while len(begun) < 3:
-                await asyncio.sleep(0)
-            assert await coming(channel) == 3
-            calls.pop().cancel()  # one that never reads
-            while await coming(channel) == 3:
-                pass
-            assert asked[-1] == 2
-            go_on.set()
-            assert await asyncio.gather(*calls) == [b"x"] * 2
-            assert await coming(channel) == 0
+        async with serving({"Echo": echo}, refuse_unread=refuse, one_request={SERVICE + "Echo"}) as (server, channel):
+            with grpc.insecure_channel(server.address) as other:
+                calls = [other.unary_unary(SERVICE + "Echo").future(b"x") for _ in range(5)]
+                assert all_taken.wait(20)  # on the loop, so that no handler begins
+                assert asked == [0, 1, 2, 3, 4]
+                assert await asyncio.to_thread(lambda: [call.result(20) for call in calls]) == [b"x"] * 5
+                assert await unary(channel, "Echo") == b"x"
+                assert asked[5] == 0
+                waiting = other.stream_unary(SERVICE + "Echo").future(late())
+                while len(asked) < 7:
+                    await asyncio.sleep(0)
+                assert await unary(channel, "Echo") == b"x"
+                assert await unary(channel, "Echo") == b"x"
+                assert asked[-1] == 0, "a call whose request does not come counts no longer"
+                over.set()
+                assert await asyncio.to_thread(waiting.result, 20) == b"x"
 
-    asyncio.run(asyncio.wait_for(go(), 30))
+    asyncio.run(asyncio.wait_for(go(), 60))
 
 
 def test_no_more_requests_are_read_ahead_than_there_are_places():
