@@ -139,7 +139,7 @@ class CallGuard:
     def shed(self, method: str, coming: int = 0) -> CallRefused | None:
         """Why a call of `method` is refused before anything of it is looked at, or None; where calls are taken.
 
-        `coming` calls were let in and wait for nothing yet.
+        `coming` others were let in, and stand in no queue yet.
 
         While most texts are refused, reading them takes longer than refusing them. They are read all the same
         where many are asked again and again, for then their answers are kept, and given without any waiting.

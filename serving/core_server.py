@@ -190,9 +190,7 @@ class CoreServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if call.path in self._one_request:
-            self._loop.call_soon(
-                self._count_arrived
-            )  # after the first step of the task; no further one is sure to come
+            self._loop.call_soon(self._count_arrived)  # after the task's first step: a request may never come
 
     def _count_arrived(self) -> None:
         self._arrived += 1

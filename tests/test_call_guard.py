@@ -7,6 +7,7 @@ import gc
 import weakref
 from types import SimpleNamespace
 
+import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -15,7 +16,7 @@ from serving import call_guard
 from serving.call_guard import READ_EVERY, READ_FROM, CallGuard, CallRefused
 from serving.callers import Caller, Origin
 from serving.error_details import ResponseTooLarge
-from serving.grpc_methods import _encode
+from serving.grpc_methods import _encode, refuse_unread
 from serving.method_policies import Scope
 from serving.overload import Overloaded
 
@@ -141,6 +142,16 @@ def test_calls_that_would_be_refused_are_not_read_unless_their_answers_may_be_ke
         assert told.status.code == call.code == code_pb2.RESOURCE_EXHAUSTED
         assert [detail.TypeName() for detail in told.status.details] == ["google.rpc.ErrorInfo", "google.rpc.RetryInfo"]
         assert (call.reason, call.caller) == ("OVERLOADED", None)
+
+
+def test_calls_on_their_way_count_as_waiting():
+    guard = CallGuard()
+    guard.engine = Busy(0.0, None)
+    guard.engine.encoder.texts.refusal = lambda coming: Overloaded("much", 0.1) if coming > 2 else None
+    refuse = refuse_unread(guard)
+    told = [refuse("/imageretrieval.v1.SearchService/Search", None, coming) for coming in (2, 3, 3, 2)]
+    assert [refusal and refusal[0] for refusal in told] == [None, None, grpc.StatusCode.RESOURCE_EXHAUSTED, None]
+    assert refuse("/imageretrieval.v1.ImageService/GetImage", None, 3) is None
 
 
 def test_nothing_is_shed_before_there_is_an_engine():
