@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
@@ -18,6 +19,8 @@ R = TypeVar("R")
 
 # How much the newest full batch counts in the average time of an item; smaller ones count less.
 _NEWEST = 0.2
+
+HERE_SECONDS = 0.02  # an item that takes longer runs in the executor
 
 BULK_SHARE = 0.25  # of the others in a batch: so bulk items come to their turn however many others come
 
@@ -99,6 +102,8 @@ class Batcher(Generic[T, R]):
         self._running: list[int] = []  # the sizes of the batches that run, or will without another word
         self._bulk_runs = 0
         self._item_seconds = 0.0  # of late, in full batches and lanes; 0 before the first
+        self._alone_seconds = math.inf  # of late, of an item alone
+        self._here = False  # whether to run in the thread that starts
 
     @property
     def waiting(self) -> int:
@@ -123,6 +128,21 @@ class Batcher(Generic[T, R]):
     def start(self, item: T, deadline: float | None = None, *, bulk: bool = False) -> asyncio.Future[R]:
         """As `submit`, for one item: its result to be awaited, or cancelled when nobody waits for it any more."""
         return self._put([item], deadline, bulk)[0]
+
+    def place(self) -> contextlib.AbstractContextManager[None] | None:
+        """A context in which an item runs at once, in the thread that starts it and stands in for the loop's.
+
+        None unless it would be done soon, and nothing waits or runs.
+        """
+        return self._running_here() if self._alone_seconds <= HERE_SECONDS and not self.waiting else None
+
+    @contextlib.contextmanager
+    def _running_here(self) -> Iterator[None]:
+        self._here = True
+        try:
+            yield
+        finally:
+            self._here = False
 
     def refusal(
         self, count: int = 1, deadline: float | None = None, *, bulk: bool = False, coming: int = 0
@@ -213,14 +233,18 @@ class Batcher(Generic[T, R]):
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
                 loop.call_soon_threadsafe(self._end_batch, batch, bulk, ended_at - began, done)
 
+        here = self._here and not self._running
         self._running.append(len(batch))
         self._bulk_runs += bulk
         try:
-            running = self._executor.submit(run)
+            running = _done(run) if here else self._executor.submit(run)
         except RuntimeError as error:  # the threads have been stopped
             running = Future()
             running.set_exception(error)
-        running.add_done_callback(ended)
+        if here:
+            self._end_batch(batch, bulk, ended_at - began, running)
+        else:
+            running.add_done_callback(ended)
 
     def _end_batch(self, batch: list[_Entry[T, R]], bulk: bool, seconds: float, done: Future[Sequence[R]]) -> None:
         """Let the next batch run, and give the results of this one to those who wait for them."""
@@ -248,6 +272,19 @@ class Batcher(Generic[T, R]):
         """Learn what an item takes, above all when many wait."""
         weight = _NEWEST * min(1.0, count / self.bulk_batch) if self._item_seconds else 1.0
         self._item_seconds += weight * (seconds / count - self._item_seconds)
+        if count == 1:
+            before = self._alone_seconds if self._alone_seconds < math.inf else seconds
+            self._alone_seconds = before + _NEWEST * (seconds - before)
+
+
+def _done(run: Callable[[], Sequence[R]]) -> Future[Sequence[R]]:
+    """What came of it, as an executor would tell."""
+    done: Future[Sequence[R]] = Future()
+    try:
+        done.set_result(run())
+    except BaseException as error:
+        done.set_exception(error)
+    return done
 
 
 def _rounded(seconds: float) -> float:

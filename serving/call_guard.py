@@ -14,7 +14,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -158,6 +158,10 @@ class CallGuard:
         for observer in self.observers:
             observer(EndedCall(method, "", None, _UNREAD, status.code, reason_of(status), 0.0, refusal, None))
         return CallRefused(status)
+
+    def place(self) -> AbstractContextManager[None] | None:
+        """See `SearchEngine.place`."""
+        return None if self.engine is None else self.engine.place()
 
     def admit(self, method: str, origin: Origin) -> Admission:
         """Let a call of `method`, such as "SearchService.Search", in for the length of a `with` block."""

@@ -14,12 +14,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grpc
 from grpc._cython import cygrpc
+
+from serving.in_place import InPlace, Place, PlaceOf
+from serving.lent_loop import LentLoop
 
 Trailers = Sequence[tuple[str, str | bytes]]
 Refusal = tuple[grpc.StatusCode, str, Trailers]
@@ -28,6 +31,7 @@ RefuseUnread = Callable[[str, float | None, int], Refusal | None]
 REQUESTS_AHEAD = 4  # requests that are read before their calls come to the loop, of 33 MiB at most
 WRITTEN_AHEAD = 1 << 16  # bytes of answers that a stream holds for the core
 TAKEN_AHEAD = 16  # calls that the core may have ready while one is being looked at
+REQUEST_SECONDS = 0.005  # that a call whose handler may run in place waits for its request
 _NEVER = 1e15  # seconds since 1970: what the core gives as the deadline of a call without one is beyond
 _NO_FLAGS = 0
 
@@ -43,6 +47,8 @@ class CoreServer:
     call still has (None: no deadline); it must be quick. What it returns is told to the caller, and no handler learns
     of it. The requests of the paths `one_request`, of one each, are read while their calls come to the loop, where
     fewer than `REQUESTS_AHEAD` are being read so; `coming` is how many of these calls no handler knows of yet.
+    Where the loop is a `LentLoop`, the handlers of such calls may run in the thread that takes calls: see `InPlace`,
+    and `place_of` there.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class CoreServer:
         options: Sequence[tuple[str, int]] = (),
         refuse_unread: RefuseUnread | None = None,
         one_request: Collection[str] = (),
+        place_of: PlaceOf | None = None,
     ) -> None:
         self._server = cygrpc.Server(tuple(options), False)
         self._events = cygrpc.CompletionQueue()
@@ -57,6 +64,9 @@ class CoreServer:
         self._refuse_unread, self._one_request = refuse_unread, one_request
         self._reading = 0  # ahead
         self._let_in = self._arrived = 0  # of the paths `one_request`; each changes in one thread only
+        self._place_of = place_of
+        self._in_place: InPlace | None = None
+        self._expected: tuple[CoreCall, Place] | None = None  # whose handler runs in place when its request has come
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._news: deque[Callable[[], None]] = deque()
@@ -81,6 +91,8 @@ class CoreServer:
         """Take calls from now on."""
         self._loop = asyncio.get_running_loop()
         self._all_told = self._loop.create_future()
+        if isinstance(self._loop, LentLoop) and self._place_of is not None:
+            self._in_place = InPlace(self._loop, self._place_of)
         self._server.start()
         for _ in range(TAKEN_AHEAD):
             self._request_call()
@@ -139,7 +151,10 @@ class CoreServer:
     def _take_events(self) -> None:
         """Handle what the core tells, until it has nothing more to tell."""
         while not self._ended:
-            event = self._events.poll()
+            event = self._events.poll(None if self._expected is None else time.time() + REQUEST_SECONDS)
+            if event.completion_type == cygrpc.CompletionType.queue_timeout:
+                self._hand_over()
+                continue
             try:
                 event.tag(event)
             except Exception:  # of one call; the others go on
@@ -160,18 +175,33 @@ class CoreServer:
     def _take_call(self, event: Any) -> None:
         if not event.success:  # the server stops
             return
+        self._hand_over()
         self._request_call()
         call = CoreCall(self, event)
-        if (refusal := self._refusal(call)) is None:
-            self._wake()  # it takes a while, in which the rest is done
-            call.begin()
-            if call.path in self._one_request:
-                if self._reading < REQUESTS_AHEAD:
-                    self._reading += call.read_ahead(self._has_read)
-                self._let_in += 1
-            self.tell(partial(self._begin, call))
-        else:
+        if (refusal := self._refusal(call)) is not None:
             call.refuse(*refusal)
+            return
+        one = call.path in self._one_request
+        place = self._in_place.place(call.path, self._let_in - self._arrived) if one and self._in_place else None
+        if place is None:
+            self._wake()  # it takes a while, in which the rest is done
+        call.begin()
+        reading = one and self._reading < REQUESTS_AHEAD and call.read_ahead(partial(self._has_read, call))
+        self._reading += reading
+        if place is not None and reading:
+            self._expected = call, place
+        else:
+            self._let_come(call)
+
+    def _hand_over(self) -> None:
+        """Let the call whose request is expected come to the loop, for the request is late, or not alone."""
+        if self._expected is not None:
+            call, self._expected = self._expected[0], None
+            self._let_come(call)
+
+    def _let_come(self, call: CoreCall) -> None:
+        self._let_in += call.path in self._one_request
+        self.tell(partial(self._begin, call))
 
     def _refusal(self, call: CoreCall) -> Refusal | None:
         if self._refuse_unread is None:
@@ -182,13 +212,30 @@ class CoreServer:
             _log.exception("whether %s is refused could not be told", call.path)
             return grpc.StatusCode.UNKNOWN, "", ()
 
-    def _has_read(self) -> None:
+    def _has_read(self, call: CoreCall, come: Callable[[], None]) -> None:
         self._reading -= 1
+        if self._expected is None or self._expected[0] is not call:
+            self.tell(come)
+            return
+        place, in_place = self._expected[1], cast(InPlace, self._in_place)
 
-    def _begin(self, call: CoreCall) -> None:
-        task = call.task = asyncio.create_task(self._serve(call))
+        def serve() -> Coroutine[Any, Any, None]:
+            come()
+            return self._serve(call)
+
+        if in_place.run(place, serve, partial(self._keep, call)):
+            self._expected = None
+        else:
+            self._hand_over()
+            self.tell(come)
+
+    def _keep(self, call: CoreCall, task: asyncio.Task[None]) -> None:
+        call.task = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _begin(self, call: CoreCall) -> None:
+        self._keep(call, asyncio.create_task(self._serve(call)))
         if call.path in self._one_request:
             self._loop.call_soon(self._count_arrived)  # after the task's first step: a request may never come
 
@@ -279,24 +326,22 @@ class CoreCall:
         """Seconds until the deadline, at least 0; None where there is none."""
         return None if self._deadline is None else max(0.0, self._deadline - time.time())
 
-    async def read(self) -> Any:
-        """The next message, as bytes, or `grpc.aio.EOF`."""
+    def read(self) -> asyncio.Future[Any]:
+        """The next message, as bytes, or `grpc.aio.EOF`; where it was read ahead, it may be there already."""
         come, self._ahead = self._ahead, None
         if come is None:
             come = future = self._server.future()
             if not self._receive(lambda message: self._server.tell(partial(_settle, future, message))):
-                return grpc.aio.EOF
-        return await come
+                future.set_result(grpc.aio.EOF)
+        return come
 
-    def read_ahead(self, done: Callable[[], None]) -> bool:
-        """Begin to read the request; `done` is called when it has come. Both in the thread of events."""
+    def read_ahead(self, done: Callable[[Callable[[], None]], None]) -> bool:
+        """Begin to read the request; when it has come, `done` is given what hands it to `read`, on the loop.
+
+        Both in the thread of events.
+        """
         self._ahead = ahead = self._server.future()
-
-        def told(message: Any) -> None:
-            done()
-            self._server.tell(partial(_settle, ahead, message))
-
-        if self._receive(told):
+        if self._receive(lambda message: done(partial(_settle, ahead, message))):
             return True
         self._ahead = None
         return False

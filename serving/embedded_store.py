@@ -142,6 +142,11 @@ class EmbeddedStore:
             raise
 
     @property
+    def at_hand(self) -> bool:
+        """See `VectorStore.at_hand`."""
+        return True
+
+    @property
     def known_revision(self) -> str | None:
         """See `VectorStore.known_revision`."""
         if _identity(self.index) != self._seen:

@@ -80,6 +80,11 @@ class MilvusStore:
         return self._changes.submit(self._apply, changes, key)
 
     @property
+    def at_hand(self) -> bool:
+        """See `VectorStore.at_hand`."""
+        return False
+
+    @property
     def known_revision(self) -> None:
         """See `VectorStore.known_revision`; the collection would have to be asked."""
         return None

@@ -64,6 +64,8 @@ class RequestMemory:
 
     async def come(self, message: Awaitable[T]) -> T:
         """Wait for a message. `Overloaded` when it is given up because memory is short."""
+        if isinstance(message, asyncio.Future) and message.done():
+            return message.result()
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._timer = loop.call_later(SWEEP_SECONDS, self._sweep)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,13 @@ class SearchEngine:
         return dataclasses.replace(
             answer, timings=dataclasses.replace(answer.timings, total=time.perf_counter() - began)
         )
+
+    def place(self) -> AbstractContextManager[None] | None:
+        """A context in which a search for a text is done in the thread that begins it, which stands in for the loop's.
+
+        None where that may take long: the model does, others are under way, or the store asks elsewhere.
+        """
+        return self.encoder.texts.place() if self.store.at_hand else None
 
     async def embed_texts(self, texts: Sequence[str], deadline: float | None = None) -> np.ndarray:
         """Embeddings (B, D) float32 of 1 to 256 texts."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from data import console
 from data.errors import UserError
 from serving.garbage_collection import collect_rarely
+from serving.lent_loop import LentLoop
 from serving.network import join_address, split_address
 from serving.observation import observed
 from serving.request_memory import RequestMemory
@@ -64,7 +65,8 @@ def serve(settings: ServerSettings, loader: Loader) -> None:
     an address or a file of the settings cannot be used; what `loader.load` raises is raised.
     """
     os.environ.setdefault("GRPC_EXPERIMENTS", POLLING)  # before gRPC is loaded
-    still_loading = asyncio.run(_serve(settings, loader))
+    with asyncio.Runner(loop_factory=LentLoop) as runner:
+        still_loading = runner.run(_serve(settings, loader))
     if still_loading:
         # A thread inside a model's native code can neither be stopped nor outlive the interpreter.
         sys.stdout.flush()
@@ -189,7 +191,7 @@ def _make_server(
     from serving.grpc_methods import READ_AHEAD, refuse_other_methods, refuse_unread
     from serving.grpc_service import SERVICES, add_services
 
-    server = CoreServer(channel_options(settings.connections), refuse_unread(guard), READ_AHEAD)
+    server = CoreServer(channel_options(settings.connections), refuse_unread(guard), READ_AHEAD, lambda path: guard.place())
     bounded = BoundedServer(server, memory)
     add_services(bounded, guard, admin)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, bounded)

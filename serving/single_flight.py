@@ -53,6 +53,9 @@ class SingleFlight(Generic[K, V]):
         if flight is None:
             self.misses += 1
             flight = self._flights[key] = _Flight(make())
+            if flight.made.done():  # nobody else can have joined
+                self._land(key, flight, flight.made)
+                return flight.made.result()
             flight.made.add_done_callback(partial(self._land, key, flight))
         else:
             self.hits += 1

@@ -221,6 +221,10 @@ class VectorStore(Protocol):
         """Whether it was opened to be changed."""
 
     @property
+    def at_hand(self) -> bool:
+        """Whether searches need nothing but this machine."""
+
+    @property
     def known_revision(self) -> str | None:
         """The revision of a view taken now, where that is known at once; None where the disk or a service has to say.
 
