@@ -20,11 +20,13 @@ from data.console import progress
 from data.loading import available_cores, map_ordered
 from data.quiet_tensorflow import load_tensorflow
 from data.text import CaptionTokenizer, clean_caption
+from dual_encoder.worker_threads import WorkerThreads
 
 IMAGE_BATCH = 32
 TEXT_BATCH = 64
 SPIN_MICROSECONDS = 2_000
 SHARED_SPIN_MICROSECONDS = 1_000  # bridges the parts of a run, and soon leaves the core to what comes after it
+FEW_CORES = 4  # with more, another core is soon found for a thread that waits for one
 ROWS_OF_A_CORE = 4  # with fewer, dividing a batch among cores gains nothing
 ROWS_OF_PIXELS = 8  # that a core computes at a time: what is between the layers of more does not stay in its cache
 # From this share on of runs that found another under way, threads that wait for each other lose their cores to others.
@@ -64,7 +66,7 @@ class OnnxEngine:
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         spin = SHARED_SPIN_MICROSECONDS if shared else SPIN_MICROSECONDS
-        self._wide = _onnx_session(self._file, self._threads, spin)
+        self._wide, self._workers = WorkerThreads.begun_by(lambda: _onnx_session(self._file, self._threads, spin))
         self.input_names = [entry.name for entry in self._wide.get_inputs()]
         self._alone: Any = None if self._threads > 1 else self._wide
         self._running, self._crowded, self._lock = 0, 0.0, threading.Lock()
@@ -88,8 +90,11 @@ class OnnxEngine:
             rows = len(next(iter(inputs.values())))
             if self._threads > 1 and rows >= ROWS_OF_A_CORE * self._threads:
                 return self._divided(inputs, rows)
-            session = self._on_one_core() if self._shared and crowded else self._wide
-            return session.run(None, inputs)[0]
+            if self._shared and crowded:
+                return self._on_one_core().run(None, inputs)[0]
+            if self._threads <= FEW_CORES and not beside_another:
+                self._workers.leave_core()
+            return self._wide.run(None, inputs)[0]
         finally:
             with self._lock:
                 self._running -= 1

@@ -182,7 +182,7 @@ class CoreServer:
             call.refuse(*refusal)
             return
         one = call.path in self._one_request
-        place = self._in_place.place(call.path, self._let_in - self._arrived) if one and self._in_place else None
+        place = self._in_place.place(self._let_in - self._arrived) if one and self._in_place else None
         if place is None:
             self._wake()  # it takes a while, in which the rest is done
         call.begin()

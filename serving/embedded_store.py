@@ -51,6 +51,7 @@ class EmbeddedStore:
     def __init__(self, index: Path, snapshot: Snapshot, log: ChangeLog, seen: tuple[int, int] | None) -> None:
         """Use `open`."""
         self.index = index
+        self._current = index / CURRENT  # made once: every search asks about it
         self.superseded: str | None = None
         self.fingerprint, self.dimension = snapshot.manifest.model_fingerprint, snapshot.manifest.dimension
         self.corrected = snapshot.manifest.corrected
@@ -92,7 +93,7 @@ class EmbeddedStore:
                     "stop it, or send the changes to it",
                 )
                 held.enter_context(only_process(index / WRITER, busy))
-            seen = _identity(index)  # before the snapshot: what is published meanwhile is followed
+            seen = _identity(index / CURRENT)  # before the snapshot: what is published meanwhile is followed
             snapshot = open_snapshot(index, fingerprint, bundle)
             opened.callback(snapshot.close)
             log = ChangeLog.open(index, writable=writable)
@@ -149,7 +150,7 @@ class EmbeddedStore:
     @property
     def known_revision(self) -> str | None:
         """See `VectorStore.known_revision`."""
-        if _identity(self.index) != self._seen:
+        if _identity(self._current) != self._seen:
             return None
         if not self._log.writable:
             if not self._lock.acquire(timeout=_MOMENT):
@@ -240,7 +241,7 @@ class EmbeddedStore:
 
     def _check_model(self) -> None:
         """Refuse to append when another model's snapshot is live; publishing one holds writers back (`publish`)."""
-        identity = _identity(self.index)
+        identity = _identity(self._current)
         if identity == self._allowed_at:
             return
         name = current_name(self.index)
@@ -252,7 +253,7 @@ class EmbeddedStore:
 
     def _follow(self) -> None:
         """Notice what other processes have published or appended."""
-        if self._loading is None and _identity(self.index) != self._seen:
+        if self._loading is None and _identity(self._current) != self._seen:
             with self._lock:
                 if self._loading is None:
                     self._loading = threading.Thread(target=self._load, name="snapshot", daemon=True)
@@ -276,7 +277,7 @@ class EmbeddedStore:
             self._loading = None
 
     def _go_over(self) -> None:
-        self._seen = _identity(self.index)
+        self._seen = _identity(self._current)
         name = current_name(self.index)
         if name is None or name == self._state.view.snapshot:
             self.superseded = None
@@ -325,10 +326,10 @@ def _changes(request: ChangeRequest) -> int:
     return len(request.rows)
 
 
-def _identity(index: Path) -> tuple[int, int] | None:
+def _identity(current: Path) -> tuple[int, int] | None:
     """Tells one CURRENT from the next without reading it: each is a file of its own."""
     try:
-        status = (index / CURRENT).stat()
+        status = current.stat()
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns

@@ -159,6 +159,7 @@ def _origin(context: grpc.aio.ServicerContext, admin: bool) -> Origin:
     )
 
 
+@functools.lru_cache(1_024)
 def peer_address(peer: str) -> str:
     """The address in gRPC's name for a peer: `ipv4:192.0.2.1:5000`, `ipv6:%5B2001:db8::1%5D:5000` or `unix:PATH`."""
     kind, _, rest = peer.partition(":")

@@ -15,7 +15,7 @@ from typing import Any
 from serving.lent_loop import LentLoop
 
 Place = AbstractContextManager[None]  # in which a handler runs
-PlaceOf = Callable[[str], Place | None]
+PlaceOf = Callable[[], Place | None]
 
 BUSY_SECONDS = 0.25  # in which nothing runs in place, after calls came at one time
 WAITED_SECONDS = 0.0001  # a call that is taken so soon after one in place may have waited for it
@@ -24,15 +24,15 @@ WAITED_SECONDS = 0.0001  # a call that is taken so soon after one in place may h
 class InPlace:
     """Belongs to the thread that takes calls; `loop` is where handlers run otherwise.
 
-    `place_of(path)` gives the context for the handler of a call, or None where that may take long or others are under
-    way: while it runs, no other call is taken.
+    `place_of` gives the context for the next call's handler, or None where that may take long or others are under way:
+    while it runs, no other call is taken.
     """
 
     def __init__(self, loop: LentLoop, place_of: PlaceOf) -> None:
         self._loop, self._place_of = loop, place_of
         self._left = self._busy_until = -math.inf
 
-    def place(self, path: str, coming: int) -> Place | None:
+    def place(self, coming: int) -> Place | None:
         """Where to run the handler of a call that is taken now, if it is to run in place.
 
         `coming` others were taken that no handler knows of yet.
@@ -42,7 +42,7 @@ class InPlace:
             return None
         if now - self._left < WAITED_SECONDS:  # if there are others, they show while this one is under way elsewhere
             return None
-        place = None if coming else self._place_of(path)
+        place = None if coming else self._place_of()
         if place is None:
             self._busy_until = now + BUSY_SECONDS
         return place

@@ -191,7 +191,7 @@ def _make_server(
     from serving.grpc_methods import READ_AHEAD, refuse_other_methods, refuse_unread
     from serving.grpc_service import SERVICES, add_services
 
-    server = CoreServer(channel_options(settings.connections), refuse_unread(guard), READ_AHEAD, lambda path: guard.place())
+    server = CoreServer(channel_options(settings.connections), refuse_unread(guard), READ_AHEAD, guard.place)
     bounded = BoundedServer(server, memory)
     add_services(bounded, guard, admin)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, bounded)
