@@ -66,7 +66,7 @@ class OnnxEngine:
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         spin = SHARED_SPIN_MICROSECONDS if shared else SPIN_MICROSECONDS
-        self._wide, self._workers = WorkerThreads.begun_by(lambda: _onnx_session(self._file, self._threads, spin))
+        self._wide, self._workers = _onnx_session(self._file, self._threads, spin)
         self.input_names = [entry.name for entry in self._wide.get_inputs()]
         self._alone: Any = None if self._threads > 1 else self._wide
         self._running, self._crowded, self._lock = 0, 0.0, threading.Lock()
@@ -113,11 +113,12 @@ class OnnxEngine:
         """A session that runs in the thread of its caller, of which there may be several."""
         with self._lock:
             if self._alone is None:
-                self._alone = _onnx_session(self._file, 1)
+                self._alone, _ = _onnx_session(self._file, 1)
             return self._alone
 
 
-def _onnx_session(file: int, threads: int, spin: int = SPIN_MICROSECONDS) -> Any:
+def _onnx_session(file: int, threads: int, spin: int = SPIN_MICROSECONDS) -> tuple[Any, WorkerThreads]:
+    """A session, and the threads that help it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -129,7 +130,9 @@ def _onnx_session(file: int, threads: int, spin: int = SPIN_MICROSECONDS) -> Any
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin))
     # By its descriptor: the same file, without a copy in memory.
-    return onnxruntime.InferenceSession(f"/dev/fd/{file}", options, providers=["CPUExecutionProvider"])
+    return WorkerThreads.begun_by(
+        lambda: onnxruntime.InferenceSession(f"/dev/fd/{file}", options, providers=["CPUExecutionProvider"])
+    )
 
 
 class KerasEngine:

@@ -2,13 +2,15 @@
 
 With the word `hold`, loading waits for a line on standard input; `page`, or `page=HOST:PORT`, serves the page too, and
 `writable` accepts changes; `calibrated` tells probabilities; `isolated` decodes images in other processes; with
-`narrow`, one text at a time finds room. Flags are those of serving.server.
+`narrow`, one text at a time finds room; `in_place` answers where calls are taken, as servers do, but then a text that
+waits keeps everybody. Flags are those of serving.server.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from fakes import ColourRuntime, TurnedRuntime
 from data import console
 from data.errors import BundleError
 from dual_encoder.calibration import Calibration
+from serving import batcher
 from serving.batcher import QueueLimits
 from serving.index_upkeep import IndexUpkeep
 from serving.isolated_decoding import IsolatedDecoder
@@ -29,7 +32,8 @@ from serving.unit_loader import UnitLoader
 
 
 class SteeredRuntime(ColourRuntime):
-    """Fails on the text "break", as a defect would; on one that begins with "wait" it says so and waits for a line."""
+    """Fails on the text "break", as a defect would; on one that begins with "wait" it says so and waits for a line, and
+    on one that begins with "where" it tells its thread."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         if "break" in texts:
@@ -37,6 +41,8 @@ class SteeredRuntime(ColourRuntime):
         if any(text.startswith("wait") for text in texts):
             print("waiting", flush=True)
             sys.stdin.readline()
+        if any(text.startswith("where") for text in texts):
+            print(threading.current_thread().name, flush=True)
         return super().embed_texts(texts)
 
 
@@ -77,7 +83,7 @@ class ColourLoader(UnitLoader):
 def main(argv: list[str] | None = None) -> int:
     index, address, *flags = sys.argv[1:]
     page = [word.partition("=")[2] or "127.0.0.1:0" for word in flags if word.startswith("page")]
-    words = {word for word in flags if word in ("hold", "calibrated", "isolated", "narrow")}
+    words = {word for word in flags if word in ("hold", "calibrated", "isolated", "narrow", "in_place")}
     flags = [
         "--writable" if word == "writable" else word
         for word in flags
@@ -85,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     ]
     flags += ["--address", address, "--grace", "5", *(["--http-address", page[0]] if page else [])]
     settings, _ = read_arguments(flags)
+    if "in_place" not in words:
+        batcher.HERE_SECONDS = 0.0
     IndexUpkeep.build_command = (sys.executable, str(Path(__file__).with_name("build_command.py")))
 
     decoder = IsolatedDecoder() if "isolated" in words else None

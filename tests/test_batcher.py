@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.batcher import Batcher, QueueLimits, Turn
+from serving.batcher import HERE_SECONDS, Batcher, QueueLimits, Turn
 from serving.overload import Overloaded
 
 
@@ -368,3 +368,61 @@ def test_nothing_goes_ahead_of_another_batcher_that_waits_for_its_turn():
         assert gate.batches == [[0], [100], [1], [2]]
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def here(scenario) -> None:
+    """Run `scenario(batcher, ran)`; `ran` is told the thread of each batch and its items, of which -1 is a bad one."""
+    ran = []
+
+    def work(items: list[int]) -> list[int]:
+        ran.append((threading.current_thread().name, list(items)))
+        if -1 in items:
+            raise ValueError("a bad item")
+        return [item * 10 for item in items]
+
+    async def main() -> None:
+        with ThreadPoolExecutor(2, thread_name_prefix="elsewhere") as executor:
+            await asyncio.wait_for(scenario(Batcher(work, executor, Turn(2), max_batch=4, lanes=2), ran), 20)
+
+    asyncio.run(main())
+
+
+def test_an_item_in_place_is_run_at_once_by_who_starts_it():
+    async def scenario(batcher: Batcher, ran: list) -> None:
+        assert batcher.place() is None  # how long an item takes is not known yet
+        await batcher.submit([1])
+        with batcher.place():
+            future = batcher.start(2)
+            assert future.done()
+            assert batcher.start(3).result() == 30
+        assert await future == 20
+        with batcher.place():
+            failed = batcher.start(-1)
+        with pytest.raises(ValueError, match="a bad item"):
+            await failed
+        assert (batcher.waiting, batcher._turn._free) == (0, 2)
+        await batcher.submit([4])
+        assert [items for _, items in ran] == [[1], [2], [3], [-1], [4]]
+        threads = ["here" if name == "MainThread" else name.partition("_")[0] for name, _ in ran]
+        assert threads == ["elsewhere", "here", "here", "here", "elsewhere"]
+
+    here(scenario)
+
+
+def test_there_is_no_place_for_what_takes_long_nor_beside_others():
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        gate.opened.set()
+        await batcher.submit([1])
+        assert batcher.place() is not None
+        batcher._alone_seconds = 2 * HERE_SECONDS
+        assert batcher.place() is None
+        batcher._alone_seconds = 0.0
+        gate.opened.clear()
+        gate.started.clear()
+        first = await occupied(batcher, gate)
+        assert batcher.place() is None
+        gate.opened.set()
+        await first
+        assert batcher.place() is not None
+
+    run(scenario)

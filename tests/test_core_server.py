@@ -11,6 +11,8 @@ import grpc
 import pytest
 
 from serving.core_server import REQUESTS_AHEAD, CoreServer
+from serving.in_place import BUSY_SECONDS
+from serving.lent_loop import LentLoop
 
 SERVICE = "/test.Service/"
 REFUSED = (grpc.StatusCode.RESOURCE_EXHAUSTED, "zu viel — später", (("retry", "soon"), ("details-bin", b"\0\xff")))
@@ -42,9 +44,9 @@ async def echo_all(requests, context):
 
 
 @contextlib.asynccontextmanager
-async def serving(one=None, many=None, refuse_unread=None, one_request=(), options=()):
+async def serving(one=None, many=None, refuse_unread=None, one_request=(), options=(), place_of=None):
     """A server with such methods, and a channel to it."""
-    server = CoreServer([*OPTIONS, *options], refuse_unread, one_request)
+    server = CoreServer([*OPTIONS, *options], refuse_unread, one_request, place_of)
     server.add_generic_rpc_handlers([Handlers(one, many)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.address = f"127.0.0.1:{port}"
@@ -368,3 +370,163 @@ def test_calls_that_ended_take_no_places_of_their_connection():
         asyncio.run(go())
     finally:
         gc.enable()
+
+
+async def thread_of(requests, context):
+    """Tells where it was begun, for a request that is not empty."""
+    where = threading.current_thread().name
+    return f"{where} {(await context.read()).decode()}".encode()
+
+
+async def waits(requests, context):
+    begun = threading.current_thread().name
+    await asyncio.sleep(0.001)
+    return f"{begun} {threading.current_thread().name} {(await context.read()).decode()}".encode()
+
+
+async def raises(requests, context):
+    raise ValueError("a defect")
+
+
+IN_PLACE = {"Thread": thread_of, "Wait": waits, "Raise": raises, "Echo": echo}
+
+
+@contextlib.contextmanager
+def in_place_server(place_of=contextlib.nullcontext, refuse_unread=None):
+    """A server whose methods may run in place, on a loop in another thread; a channel from here, and the server."""
+    ready, over = threading.Event(), threading.Event()
+    made = []
+
+    async def main():
+        paths = {SERVICE + name for name in IN_PLACE if name != "Echo"}
+        async with serving(IN_PLACE, {}, refuse_unread, paths, place_of=place_of) as (server, _):
+            made.append((server, asyncio.get_running_loop()))
+            ready.set()
+            await asyncio.to_thread(over.wait, 60)
+
+    def run():
+        with asyncio.Runner(loop_factory=LentLoop) as runner:
+            runner.run(main())
+
+    thread = threading.Thread(target=run, name="loop")
+    thread.start()
+    assert ready.wait(20)
+    server, loop = made[0]
+    try:
+        with grpc.insecure_channel(server.address) as channel:
+            yield channel, server, loop
+    finally:
+        over.set()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def once(channel, name, data=b"x", **keywords):
+    return channel.unary_unary(SERVICE + name)(data, timeout=20, **keywords)
+
+
+def until_in_place(channel):
+    """Ask until a call runs in place: the loop may have something to do just now."""
+    for _ in range(1_000):
+        if once(channel, "Thread") == b"calls x":
+            return True
+        threading.Event().wait(0.001)
+    return False
+
+
+def test_calls_that_come_one_by_one_are_answered_where_they_are_taken():
+    entered = []
+
+    @contextlib.contextmanager
+    def place():
+        entered.append(threading.current_thread().name)
+        yield
+
+    with in_place_server(place) as (channel, _, _):
+        assert until_in_place(channel)
+        large = b"y" * 3_000_000
+        assert once(channel, "Thread", large) in (b"calls " + large, b"loop " + large)
+        assert once(channel, "Echo") == b"x"  # a method that is not asked about
+        told = [once(channel, "Thread") for _ in range(50)]
+        assert told.count(b"calls x") > 25
+    assert set(entered) == {"calls"}
+
+
+def test_what_runs_in_place_goes_on_on_the_loop_when_it_waits():
+    with in_place_server() as (channel, server, _):
+        assert until_in_place(channel)
+        told = {once(channel, "Wait") for _ in range(30)}
+        assert told <= {b"calls loop x", b"loop loop x"}
+        assert b"calls loop x" in told
+        assert not server._tasks
+
+
+def test_a_handler_that_fails_in_place_ends_its_call_only(caplog):
+    with in_place_server() as (channel, _, _):
+        assert until_in_place(channel)
+        with pytest.raises(grpc.RpcError) as error:
+            once(channel, "Raise")
+        assert error.value.code() is grpc.StatusCode.UNKNOWN
+        assert "a defect" not in str(error.value)
+        assert until_in_place(channel)
+    assert "a defect" in caplog.text
+
+
+def test_without_a_place_handlers_are_on_the_loop():
+    for place_of in (lambda: None, None):
+        with in_place_server(place_of) as (channel, _, _):
+            assert {once(channel, "Thread") for _ in range(20)} == {b"loop x"}
+
+
+def test_while_the_loop_is_at_work_calls_wait_for_it():
+    with in_place_server() as (channel, _, loop):
+        assert until_in_place(channel)
+        at_work, go_on = threading.Event(), threading.Event()
+        loop.call_soon_threadsafe(lambda: (at_work.set(), go_on.wait(20)))
+        assert at_work.wait(20)
+        call = channel.unary_unary(SERVICE + "Thread").future(b"x", timeout=20)
+        with pytest.raises(grpc.FutureTimeoutError):
+            call.result(0.1)
+        go_on.set()
+        assert call.result(20) == b"loop x"
+
+
+def test_a_request_that_is_late_is_waited_for_on_the_loop_and_keeps_nobody():
+    with in_place_server() as (channel, _, _):
+        assert until_in_place(channel)
+        send = threading.Event()
+
+        def late():
+            send.wait(20)
+            yield b"late"
+
+        call = channel.stream_unary(SERVICE + "Thread").future(late(), timeout=20)
+        assert once(channel, "Echo") == b"x"
+        assert once(channel, "Thread") in (b"loop x", b"calls x")
+        send.set()
+        assert call.result(20) == b"loop late"
+        threading.Event().wait(BUSY_SECONDS)
+        assert until_in_place(channel)
+
+
+def test_a_caller_that_goes_before_its_request_has_come_leaves_nothing():
+    with in_place_server() as (channel, server, _):
+        assert until_in_place(channel)
+        for _ in range(20):
+            send = threading.Event()
+            call = channel.stream_unary(SERVICE + "Thread").future(iter(send.wait, True), timeout=20)
+            call.cancel()
+            send.set()
+            assert once(channel, "Echo") == b"x"
+        for _ in range(1_000):
+            if not server._reading and not server._tasks and server._expected is None:
+                break
+            assert once(channel, "Echo") == b"x"
+        assert (server._reading, len(server._tasks), server._expected) == (0, 0, None)
+
+
+def test_many_at_a_time_and_one_by_one_are_all_answered():
+    with in_place_server() as (channel, _, _):
+        for count in (1, 40, 1, 2, 1, 100):
+            calls = [channel.unary_unary(SERVICE + "Wait").future(b"%d" % n, timeout=20) for n in range(count)]
+            assert [call.result(20).split()[-1] for call in calls] == [b"%d" % n for n in range(count)]

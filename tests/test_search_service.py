@@ -49,9 +49,9 @@ def index(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def address(index):
-    with running(index) as (_, address):
+@pytest.fixture(scope="module", params=[(), ("in_place",)], ids=["elsewhere", "in place"])
+def address(index, request):
+    with running(index, *request.param) as (_, address):
         with SearchClient(address) as client:
             client.wait_until_ready(30)
         yield address
@@ -82,6 +82,19 @@ def invalid(stub, request):
     assert (code, details["ErrorInfo"]["reason"]) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_QUERY")
     (violation,) = details["BadRequest"]["field_violations"]
     return violation["field"]
+
+
+def test_searches_for_texts_that_come_one_by_one_are_done_where_their_calls_are_taken(index):
+    with running(index, "in_place") as (process, address), SearchClient(address) as client:
+        client.wait_until_ready(30)
+        threads = []
+        for number in range(1_000):  # the server may have something else to do just now
+            client.search(f"where {number}")
+            threads.append(process.stdout.readline().partition("_")[0].strip())
+            if threads[-1] == "calls":
+                break
+    assert threads[0] == "inference"  # how long it takes is not known yet
+    assert threads[-1] == "calls"
 
 
 def test_a_composition_ranks_by_the_weighted_sum_of_similarities(stub):

@@ -129,3 +129,23 @@ def test_another_s_deadline_is_not_one_s_own():
         assert await patient == "made"
 
     run(scenario)
+
+
+def test_what_is_there_as_soon_as_it_is_asked_for_is_kept_and_what_fails_so_is_not():
+    async def scenario(cache: SingleFlight[str, str], maker: Maker) -> None:
+        def at_once() -> asyncio.Future[str]:
+            maker().set_result("made")
+            return maker.begun[-1]
+
+        def failing() -> asyncio.Future[str]:
+            maker().set_exception(ValueError("told"))
+            return maker.begun[-1]
+
+        with pytest.raises(ValueError, match="told"):
+            await cache.get("a", failing)
+        assert await cache.get("a", at_once) == "made"
+        assert await cache.get("a", failing) == "made"
+        assert (cache.hits, cache.misses) == (1, 2)
+        assert not cache._flights
+
+    run(scenario)

@@ -155,6 +155,7 @@ class VectorStoreContract:
             known = store.known_revision
             with store.view() as view:
                 assert known in (None, view.revision)
+            assert known is None or store.at_hand
 
     def test_a_publication_undoes_no_change(self, opened: Opened, republish: Republish):
         store = opened()
