@@ -45,7 +45,9 @@ class LeanConnection(asyncio.Protocol):
         self._waiting: deque[Callable[[], None]] = deque()
         self._running: dict[int, tuple[Ended, Answered | None]] = {}
         self._parts: dict[int, bytes] = {}  # of messages that have not come whole, by stream
-        self._settled = asyncio.get_running_loop().create_future()
+        self._held: list[bytes] | None = None  # what is written after the first in one pass of the loop
+        self._loop = asyncio.get_running_loop()
+        self._settled = self._loop.create_future()
 
     @classmethod
     async def connect(cls, address: str) -> LeanConnection:
@@ -169,8 +171,18 @@ class LeanConnection(asyncio.Protocol):
             self._waiting.popleft()()
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None:
+        """At once, or together with the rest of what this pass of the loop writes: each time is a system call."""
+        if self._held is not None:
+            self._held.append(data)
+        elif self._transport is not None:
             self._transport.write(data)
+            self._held = []
+            self._loop.call_soon(self._write_held)
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, None
+        if held and self._transport is not None:
+            self._transport.write(b"".join(held))
 
 
 def headers(method: str, seconds: float | None = None) -> bytes:

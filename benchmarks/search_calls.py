@@ -63,7 +63,6 @@ class Searches:
             loop = asyncio.get_running_loop()
             connection = self._connections[number // TOGETHER % len(self._connections)]
             future: asyncio.Future[str] = loop.create_future()
-            timer = loop.call_later(DEADLINE, lambda: late())
 
             def ended(trailers: dict[bytes, bytes]) -> None:
                 timer.cancel()
@@ -76,6 +75,7 @@ class Searches:
                     future.set_result("DEADLINE_EXCEEDED")
 
             begun = connection.start(self._search, request(text_of(number)).SerializeToString(), ended)
+            timer = loop.call_later(DEADLINE, late)
             return future
 
         return call

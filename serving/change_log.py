@@ -20,7 +20,7 @@ from typing import Any
 from data.durable import sync_path
 from data.errors import SnapshotError
 from serving.acknowledged_mark import MARK, AcknowledgedMark
-from serving.log_file import LOG, MIGRATIONS, SETTINGS, damaged, migrate, naming_log
+from serving.log_file import LOG, MIGRATIONS, SETTINGS, damaged, migrate, named, naming_log
 from serving.logged_change import KeptKey, LoggedChange, checksum
 from serving.vector_store import BATCH_VERSION
 
@@ -235,8 +235,10 @@ class ChangeLog:
     @property
     def data_version(self) -> int:
         """A number that is another one when another process has written since it was last asked for; cheap."""
-        with naming_log(self.path):
+        try:  # in the place of `naming_log`, for every search asks
             return self._connection.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise named(error, self.path) from error
 
     def prune(self, sequence: int) -> None:
         """Forget the changes up to number `sequence`, which are in every snapshot that is kept."""

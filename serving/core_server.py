@@ -62,6 +62,7 @@ class CoreServer:
         self._events = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._events)
         self._refuse_unread, self._one_request = refuse_unread, one_request
+        self._taken = 0  # calls in whose place no other has been requested yet
         self._reading = 0  # ahead
         self._let_in = self._arrived = 0  # of the paths `one_request`; each changes in one thread only
         self._place_of = place_of
@@ -151,6 +152,9 @@ class CoreServer:
     def _take_events(self) -> None:
         """Handle what the core tells, until it has nothing more to tell."""
         while not self._ended:
+            while self._taken and self._expected is None:  # what is expected goes first
+                self._taken -= 1
+                self._request_call()
             event = self._events.poll(None if self._expected is None else time.time() + REQUEST_SECONDS)
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
                 self._hand_over()
@@ -176,7 +180,7 @@ class CoreServer:
         if not event.success:  # the server stops
             return
         self._hand_over()
-        self._request_call()
+        self._taken += 1
         call = CoreCall(self, event)
         if (refusal := self._refusal(call)) is not None:
             call.refuse(*refusal)

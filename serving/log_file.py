@@ -62,20 +62,25 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
 
 @contextmanager
 def naming_log(path: Path) -> Iterator[None]:
-    """SQLite's errors as `OSError` of the disk or `SnapshotError` of damage."""
+    """SQLite's errors as `named` gives them."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-            raise damaged(path, f"what SQLite refuses: {error}") from error
-        numbers = {
-            sqlite3.SQLITE_FULL: errno.ENOSPC,
-            sqlite3.SQLITE_BUSY: errno.EBUSY,
-            sqlite3.SQLITE_READONLY: errno.EROFS,
-        }
-        number = numbers.get(code, errno.EIO)
-        raise OSError(number, os.strerror(number), f"{path} ({error})") from error
+        raise named(error, path) from error
+
+
+def named(error: sqlite3.DatabaseError, path: Path) -> OSError | SnapshotError:
+    """An error of SQLite's as `OSError` of the disk or `SnapshotError` of damage."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return damaged(path, f"what SQLite refuses: {error}")
+    numbers = {
+        sqlite3.SQLITE_FULL: errno.ENOSPC,
+        sqlite3.SQLITE_BUSY: errno.EBUSY,
+        sqlite3.SQLITE_READONLY: errno.EROFS,
+    }
+    number = numbers.get(code, errno.EIO)
+    return OSError(number, os.strerror(number), f"{path} ({error})")
 
 
 def damaged(path: Path, received: str) -> SnapshotError:

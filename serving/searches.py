@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -277,7 +278,7 @@ def _looked_up(
 
 def _digest(query: Query, options: SearchOptions) -> str:
     """Names a search, whatever the size of its pages."""
-    return digest_bytes(orjson.dumps(_described(query)) + _asked(options))[:16]
+    return hashlib.blake2b(orjson.dumps(_described(query)) + _asked(options), digest_size=8).hexdigest()
 
 
 @functools.lru_cache(256)  # most ask in one of a few ways
