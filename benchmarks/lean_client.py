@@ -8,6 +8,7 @@ asks servers to compress no headers (RFC 9113, RFC 7541; "gRPC over HTTP2" for t
 from __future__ import annotations
 
 import asyncio
+import functools
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -201,6 +202,7 @@ def _text(value: bytes) -> bytes:
     return bytes((len(value),)) + value
 
 
+@functools.lru_cache(1_024)  # where calls are refused in masses, it is with the same few
 def _literals(block: bytes) -> dict[bytes, bytes]:
     """The named fields of a header block without indexes of a table of its own, as servers write them to us."""
     fields, at = {}, 0

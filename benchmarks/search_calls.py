@@ -10,6 +10,7 @@ import http.client
 import itertools
 import time
 import urllib.parse
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -35,6 +36,7 @@ class Searches:
     def __init__(self, connections: Sequence[LeanConnection], texts: Sequence[str]) -> None:
         self._connections, self._texts = connections, texts
         self._fresh = unused_numbers()
+        self._watched: deque[tuple[float, asyncio.Future[str], Callable[[], None]]] = deque()  # the oldest first
         self._search = headers(_SERVICE + "Search", DEADLINE)
 
     @classmethod
@@ -60,25 +62,38 @@ class Searches:
         """One Search a call, for the text of its number."""
 
         def call(number: int) -> asyncio.Future[str]:
-            loop = asyncio.get_running_loop()
             connection = self._connections[number // TOGETHER % len(self._connections)]
-            future: asyncio.Future[str] = loop.create_future()
+            future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
             def ended(trailers: dict[bytes, bytes]) -> None:
-                timer.cancel()
                 future.set_result(_how(trailers))
 
             def late() -> None:
                 for stream in begun:
                     connection.cancel(stream)
-                if not future.done():
-                    future.set_result("DEADLINE_EXCEEDED")
+                future.set_result("DEADLINE_EXCEEDED")
 
             begun = connection.start(self._search, request(text_of(number)).SerializeToString(), ended)
-            timer = loop.call_later(DEADLINE, late)
+            self._watch(future, late)
             return future
 
         return call
+
+    def _watch(self, future: asyncio.Future[str], late: Callable[[], None]) -> None:
+        """Have `late` called if the future is not done in time: one timer for all calls."""
+        loop = asyncio.get_running_loop()
+        if not self._watched:
+            loop.call_later(DEADLINE, self._give_up)
+        self._watched.append((loop.time() + DEADLINE, future, late))
+
+    def _give_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._watched and (self._watched[0][1].done() or self._watched[0][0] <= loop.time()):
+            _, future, late = self._watched.popleft()
+            if not future.done():
+                late()
+        if self._watched:
+            loop.call_at(self._watched[0][0], self._give_up)
 
     async def streams(self, text_of: Callable[[int], str], count: int, in_flight: int, seconds: float) -> Outcome:
         """`count` streams, each over a connection of its own, with so many searches under way in each."""

@@ -70,7 +70,8 @@ class Turn:
 
 
 class Batcher(Generic[T, R]):
-    """Maps items to results by `run`, which takes a list of at most `max_batch` and returns a result for each.
+    """Maps items to results by `run`, which takes a list of at most `max_batch` and returns a result for each; of
+    `crowd_batch`, where half as many again as a batch wait.
 
     Work-conserving: an item that finds one of `lanes` free starts at once, alone; items that arrive while all run form
     the next batch. While others wait, bulk items have `BULK_SHARE` of their number in a batch; otherwise they run, at
@@ -89,12 +90,14 @@ class Batcher(Generic[T, R]):
         turn: Turn,
         max_batch: int,
         bulk_batch: int | None = None,
+        crowd_batch: int | None = None,
         limits: QueueLimits | None = None,
         lanes: int = 1,
         ahead: int = 0,
     ) -> None:
         self._run, self._executor, self._turn = run, executor, turn
         self.max_batch, self.bulk_batch = max_batch, bulk_batch or max_batch
+        self._crowd_batch = crowd_batch or max_batch
         self.limits = limits or QueueLimits()
         self._waiting: deque[_Entry[T, R]] = deque()
         self._bulk: deque[_Entry[T, R]] = deque()
@@ -184,7 +187,8 @@ class Batcher(Generic[T, R]):
             if in_lane and not self._turn.take(self._begin):
                 return
             now = asyncio.get_running_loop().time()
-            batch, bulk = self._draw(self._waiting, self.max_batch, now), False
+            crowded = 2 * len(self._waiting) >= 3 * self.max_batch
+            batch, bulk = self._draw(self._waiting, self._crowd_batch if crowded else self.max_batch, now), False
             if batch:
                 batch += self._draw(self._bulk, int(BULK_SHARE * len(batch)), now)
             elif self._bulk_may_run:

@@ -24,7 +24,7 @@ from google.rpc import code_pb2, status_pb2
 from serving.access import Access, AccessSettings
 from serving.caller_limits import Account, CallerLimits, LimitSettings
 from serving.callers import Caller, Origin, PermissionDenied, UnknownMethod
-from serving.error_details import NotReady, reason_of, status_of
+from serving.error_details import NotReady, Reason, reason_of, status_of
 from serving.live_unit import LiveUnit
 from serving.method_policies import POLICIES, Scope
 from serving.search_engine import SearchEngine
@@ -156,7 +156,7 @@ class CallGuard:
         self.last_call = now
         status = self.status(refusal, method, "")
         for observer in self.observers:
-            observer(EndedCall(method, "", None, _UNREAD, status.code, reason_of(status), 0.0, refusal, None))
+            observer(EndedCall(method, "", None, _UNREAD, status.code, Reason.OVERLOADED.value, 0.0, refusal, None))
         return CallRefused(status)
 
     def place(self) -> AbstractContextManager[None] | None:

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 # Images cost many times what texts do; small batches keep a text from waiting long behind them.
 TEXT_BATCH, IMAGE_BATCH = 32, 8
 BULK_TEXT_BATCH = 16
-LANE_BATCH = 8  # texts of a core that runs batches of its own: more at once do not do more, and take longer
+LANE_BATCH = 8  # texts of a core that runs batches of its own: more at once do little more, and take longer
+LANE_CROWD_BATCH = 16  # where so many wait that the little counts
 NICER = 5  # steps, which leave a third of the processor time of what it competes with
 KEPT_EMBEDDINGS = 10_000  # 15 MB of 384 components
 
@@ -107,6 +108,7 @@ class QueryEncoder:
             turn,
             TEXT_BATCH if lanes == 1 else LANE_BATCH,
             BULK_TEXT_BATCH if lanes == 1 else LANE_BATCH,
+            None if lanes == 1 else LANE_CROWD_BATCH,
             lanes=lanes,
             ahead=1,
         )

@@ -224,6 +224,19 @@ def test_what_would_wait_too_long_is_refused_at_once_and_told_when_to_come_back(
     run(scenario)
 
 
+def test_where_many_wait_batches_are_larger():
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        batcher._crowd_batch = 8
+        gate.opened.clear()
+        first = await occupied(batcher, gate)
+        calls = [await waiting(batcher, item) for item in range(1, 14)]
+        gate.opened.set()
+        assert await asyncio.gather(first, *calls) == [[10 * item] for item in range(14)]
+        assert [len(batch) for batch in gate.batches] == [1, 8, 4, 1]
+
+    run(scenario)
+
+
 def test_items_that_are_coming_are_waited_for_too():
     async def scenario(batcher: Batcher, gate: Gate) -> None:
         assert batcher.refusal() is None
