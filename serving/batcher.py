@@ -32,6 +32,29 @@ class _Entry(Generic[T, R]):
     future: asyncio.Future[R]
 
 
+class _Ran(Generic[R]):
+    """What came of a batch that ran in this thread, as a future tells it."""
+
+    __slots__ = ("_error", "_results")
+
+    def __init__(self, run: Callable[[], Sequence[R]]) -> None:
+        self._error: BaseException | None = None
+        self._results: Sequence[R] = ()
+        try:
+            self._results = run()
+        except BaseException as error:
+            self._error = error
+
+    def cancelled(self) -> bool:
+        return False
+
+    def exception(self) -> BaseException | None:
+        return self._error
+
+    def result(self) -> Sequence[R]:
+        return self._results
+
+
 @dataclass(frozen=True)
 class QueueLimits:
     """How much may wait: `items`, and what they are estimated to take in seconds, for bulk items and for others."""
@@ -240,17 +263,20 @@ class Batcher(Generic[T, R]):
         here = self._here and not self._running
         self._running.append(len(batch))
         self._bulk_runs += bulk
+        if here:
+            ran = _Ran(run)
+            self._end_batch(batch, bulk, ended_at - began, ran)
+            return
         try:
-            running = _done(run) if here else self._executor.submit(run)
+            running = self._executor.submit(run)
         except RuntimeError as error:  # the threads have been stopped
             running = Future()
             running.set_exception(error)
-        if here:
-            self._end_batch(batch, bulk, ended_at - began, running)
-        else:
-            running.add_done_callback(ended)
+        running.add_done_callback(ended)
 
-    def _end_batch(self, batch: list[_Entry[T, R]], bulk: bool, seconds: float, done: Future[Sequence[R]]) -> None:
+    def _end_batch(
+        self, batch: list[_Entry[T, R]], bulk: bool, seconds: float, done: Future[Sequence[R]] | _Ran[R]
+    ) -> None:
         """Let the next batch run, and give the results of this one to those who wait for them."""
         lanes = min(self._lanes, len(self._running))
         self._running.remove(len(batch))
@@ -279,16 +305,6 @@ class Batcher(Generic[T, R]):
         if count == 1:
             before = self._alone_seconds if self._alone_seconds < math.inf else seconds
             self._alone_seconds = before + _NEWEST * (seconds - before)
-
-
-def _done(run: Callable[[], Sequence[R]]) -> Future[Sequence[R]]:
-    """What came of it, as an executor would tell."""
-    done: Future[Sequence[R]] = Future()
-    try:
-        done.set_result(run())
-    except BaseException as error:
-        done.set_exception(error)
-    return done
 
 
 def _rounded(seconds: float) -> float:

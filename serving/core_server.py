@@ -41,8 +41,9 @@ _log = logging.getLogger(__name__)
 class CoreServer:
     """The part of `grpc.aio.Server` that a server of generic handlers needs. Belongs to the event loop that starts it.
 
-    Handlers are `grpc.stream_unary_rpc_method_handler` or `grpc.stream_stream_rpc_method_handler` over coroutines or
-    async generators, without a deserialiser, for they read bytes by `context.read()`; see `CoreCall` for `context`.
+    Handlers are `grpc.stream_unary_rpc_method_handler`, over coroutines that return the answer, or tell it earlier by
+    `context.finish()`, or `grpc.stream_stream_rpc_method_handler` over coroutines or async generators; without a
+    deserialiser, for they read bytes by `context.read()`; see `CoreCall` for `context`.
     `refuse_unread(path, remaining, coming)` is asked first, in the thread that takes calls, with the seconds that the
     call still has (None: no deadline); it must be quick. What it returns is told to the caller, and no handler learns
     of it. The requests of the paths `one_request`, of one each, are read while their calls come to the loop, where
@@ -59,6 +60,7 @@ class CoreServer:
         place_of: PlaceOf | None = None,
     ) -> None:
         self._server = cygrpc.Server(tuple(options), False)
+        self.secure = False  # whether any port has TLS
         self._events = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._events)
         self._refuse_unread, self._one_request = refuse_unread, one_request
@@ -86,6 +88,7 @@ class CoreServer:
 
     def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
         """As `add_insecure_port`, with TLS."""
+        self.secure = True
         return self._opened(address, self._server.add_http2_port(address.encode(), credentials._credentials))
 
     async def start(self) -> None:
@@ -324,6 +327,8 @@ class CoreCall:
 
     def auth_context(self) -> dict[str, Sequence[bytes]]:
         """What TLS knows of who calls."""
+        if not self._server.secure:
+            return {}
         return {name.decode(): values for name, values in (cygrpc.auth_context(self._call) or {}).items()}
 
     def time_remaining(self) -> float | None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 from data.durable import only_process
@@ -166,17 +166,17 @@ class EmbeddedStore:
         """See `VectorStore.keep_image`."""
         return keep_image(self.index, data)
 
-    @contextmanager
-    def view(self) -> Iterator[EmbeddedView]:
+    def view(self) -> AbstractContextManager[EmbeddedView]:
         """See `VectorStore.view`."""
+        return _Reader(self)
+
+    def enter(self) -> HeldState:
+        """The state now, which stays open until it is left."""
         self._follow()
         while not (state := self._state).enter():  # it was replaced between the two steps
             if self._closed:
                 raise RuntimeError("closed")
-        try:
-            yield state.view
-        finally:
-            state.leave()
+        return state
 
     def refresh(self) -> None:
         """Go over to the live snapshot now, if another is in use; `SnapshotError` when it is damaged."""
@@ -320,6 +320,22 @@ class EmbeddedStore:
             for sequence in (*range(self._log.pruned, needed_after, _AT_ONCE), needed_after):
                 with self._lock:
                     self._log.prune(sequence)
+
+
+class _Reader(AbstractContextManager[EmbeddedView]):
+    """A `with` block that reads; every search is one, so it is no generator, which costs several times as much."""
+
+    __slots__ = ("_state", "_store")
+
+    def __init__(self, store: EmbeddedStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> EmbeddedView:
+        self._state = self._store.enter()
+        return self._state.view
+
+    def __exit__(self, *raised: object) -> None:
+        self._state.leave()
 
 
 def _changes(request: ChangeRequest) -> int:

@@ -89,7 +89,8 @@ def _bound(method: MethodDescriptor, handler: Callable[..., Any], guard: CallGua
     async def one(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
         try:
             with guard.admit(name, _origin(context, admin)) as call:
-                return _encode(await handler(_checked(await context.read()), call))
+                context.finish(_encode(await handler(_checked(await context.read()), call)))
+                return None  # the rest is done while the answer is on its way
         except CallRefused as refused:
             status = refused.status
         return await _abort(context, status)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from serving.page_tokens import PageTokenExpired
@@ -29,11 +29,14 @@ class HeldViews:
         self._lock = threading.Lock()
         self._held: OrderedDict[str, _Held] = OrderedDict()
 
-    @contextmanager
-    def view(self, revision: str | None = None) -> Iterator[StoreView]:
+    def view(self, revision: str | None = None) -> AbstractContextManager[StoreView]:
         """The state now, or that of `revision`; `PageTokenExpired` when it is gone."""
+        return self._store.view() if revision is None else self._of(revision)
+
+    @contextmanager
+    def _of(self, revision: str) -> Iterator[StoreView]:
         with self._store.view() as view:
-            if revision is None or view.revision == revision:
+            if view.revision == revision:
                 yield view
                 return
         held = self._take(revision)

@@ -98,9 +98,7 @@ class SearchEngine:
         if isinstance(answer, Exception):
             raise answer
         self.kept.keep(query, options, answer)
-        return dataclasses.replace(
-            answer, timings=dataclasses.replace(answer.timings, total=time.perf_counter() - began)
-        )
+        return answer.taking(time.perf_counter() - began)
 
     def place(self) -> AbstractContextManager[None] | None:
         """A context in which a search for a text is done in the thread that begins it, which stands in for the loop's.
