@@ -92,6 +92,25 @@ def test_answers_are_the_handlers():
     asyncio.run(go())
 
 
+def test_an_answer_may_be_told_before_the_handler_ends():
+    answered, ended = asyncio.Event(), []
+
+    async def early(requests, context):
+        context.finish(await context.read())
+        await asyncio.wait_for(answered.wait(), 20)
+        ended.append(True)
+
+    async def go():
+        async with serving({"Early": early}) as (server, channel):
+            assert await unary(channel, "Early") == b"x"
+            answered.set()
+            while server._tasks:
+                await asyncio.sleep(0)
+        assert ended
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+
+
 def test_what_is_refused_unread_reaches_no_handler():
     asked = []
 
