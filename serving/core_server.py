@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import grpc
 from grpc._cython import cygrpc
@@ -221,20 +221,19 @@ class CoreServer:
 
     def _has_read(self, call: CoreCall, come: Callable[[], None]) -> None:
         self._reading -= 1
-        if self._expected is None or self._expected[0] is not call:
-            self.tell(come)
-            return
-        place, in_place = self._expected[1], cast(InPlace, self._in_place)
+        if self._expected is not None and self._expected[0] is call:
+            (_, place), self._expected = self._expected, None
+            if self._ran_in_place(call, come, place):
+                return
+            self._let_come(call)
+        self.tell(come)
 
+    def _ran_in_place(self, call: CoreCall, come: Callable[[], None], place: Place) -> bool:
         def serve() -> Coroutine[Any, Any, None]:
             come()
             return self._serve(call)
 
-        if in_place.run(place, serve, partial(self._keep, call)):
-            self._expected = None
-        else:
-            self._hand_over()
-            self.tell(come)
+        return self._in_place is not None and self._in_place.run(place, serve, partial(self._keep, call))
 
     def _keep(self, call: CoreCall, task: asyncio.Task[None]) -> None:
         call.task = task
