@@ -530,6 +530,28 @@ def test_a_request_that_is_late_is_waited_for_on_the_loop_and_keeps_nobody():
         assert until_in_place(channel)
 
 
+def test_a_request_that_is_late_brings_its_call_to_the_loop_though_nothing_else_happens(monkeypatch):
+    begun = threading.Event()
+
+    async def tells(requests, context):
+        begun.set()
+        return await thread_of(requests, context)
+
+    monkeypatch.setitem(IN_PLACE, "Wait", tells)
+    with in_place_server() as (channel, _, _):
+        assert until_in_place(channel)
+        send = threading.Event()
+
+        def late():
+            send.wait(20)
+            yield b"late"
+
+        call = channel.stream_unary(SERVICE + "Wait").future(late(), timeout=20)
+        assert begun.wait(10)
+        send.set()
+        assert call.result(20) == b"loop late"
+
+
 def test_a_caller_that_goes_before_its_request_has_come_leaves_nothing():
     with in_place_server() as (channel, server, _):
         assert until_in_place(channel)

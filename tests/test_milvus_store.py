@@ -55,6 +55,9 @@ class TestMilvus(VectorStoreContract):
     test_a_repeated_key_changes_nothing_and_returns_the_first_receipt = None  # refused, below
     test_a_refused_key_can_be_used_again = None
 
+    def test_searches_ask_a_service(self, store: MilvusStore):
+        assert not store.at_hand
+
     def test_what_milvus_cannot_do_is_refused(self, store: MilvusStore):
         with pytest.raises(QueryError, match="leave it out"):
             store.apply([upsert("img-001", 1, if_version=1)])

@@ -65,6 +65,17 @@ def search(index, *arguments, **options):
     return asyncio.run(main())
 
 
+def test_a_search_has_a_place_where_it_begins_only_if_it_asks_nobody_else(index, monkeypatch):
+    async def main():
+        async with opened(index) as engine:
+            await engine.search(TextQuery("red"))  # how long it takes is not known before
+            assert engine.place() is not None
+            monkeypatch.setattr(EmbeddedStore, "at_hand", False)
+            assert engine.place() is None
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("colour", ["red", "blue", "purple"])
 def test_words_find_pictures(index, colour):
     hits = search(index, TextQuery(f"a {colour} one, please"), k=5)

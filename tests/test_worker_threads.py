@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from dual_encoder.worker_threads import WorkerThreads
@@ -64,6 +65,7 @@ def test_threads_that_have_ended_are_left_alone():
         while os.path.exists(f"/proc/self/task/{number}"):  # noqa: PTH110
             threading.Event().wait(0.001)
     workers.leave_core()
+    assert not workers._threads
 
 
 def test_what_cannot_be_made_is_told():
@@ -75,7 +77,7 @@ def test_what_cannot_be_made_is_told():
 
 
 def test_an_engine_knows_its_threads(tmp_path):
-    """Or nothing would tell that ONNX Runtime begins them in another way."""
+    """And has them leave the core of its caller before a run, or ONNX Runtime begins them in another way by now."""
     onnx = pytest.importorskip("onnx")
     from dual_encoder.engines import OnnxEngine
 
@@ -89,5 +91,9 @@ def test_an_engine_knows_its_threads(tmp_path):
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "relu.onnx")
     engine = OnnxEngine(tmp_path / "relu.onnx", threads=2)
-    assert len(engine._workers._threads) == 1
+    (thread,) = engine._workers._threads
+    for core in (min(CORES), max(CORES)):
+        with on_core(core):
+            engine.run({"x": np.ones((1, 4), np.float32)})
+        assert os.sched_getaffinity(thread) == CORES - {core}
     assert OnnxEngine(tmp_path / "relu.onnx", threads=1)._workers._threads == []
