@@ -61,8 +61,8 @@ def check_images(source: PairSource, journal: Path) -> ImageStore:
     done = _whole_lines(journal)
     kept = ImageStore()
     remaining = itertools.islice(source, done, None)
-    checked = map_ordered(_checked, remaining, ahead=AHEAD)
-    checked = console.progress(checked, "checking images", total=len(source), done=done, unit="images")
+    checks = map_ordered(_checked, remaining, ahead=AHEAD)
+    checked = console.progress(checks, "checking images", total=len(source), done=done, unit="images")
     with naming_file(journal), journal.open("ab", buffering=0) as file:
         for position, (verdict, image) in enumerate(checked, start=done):
             file.write(_line(verdict))

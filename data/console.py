@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import sys
 import time
@@ -107,7 +109,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
-    """Run a tool's `main` and exit: 0 done, 1 failed, 2 refused with the reason, 130 interrupted."""
+    """Run a tool's `main` and exit: 0 done, 1 failed, 2 refused with the reason, 130 interrupted.
+
+    Should native code end the process, where every thread stood is written to standard error first.
+    """
+    with contextlib.suppress(RuntimeError, OSError):  # there is no standard error
+        faulthandler.enable()
     try:
         code = main(None) or EXIT_OK
         sys.stdout.flush()

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -38,8 +38,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_ordered(function: Callable[[A], B], items: Iterable[A], ahead: int, workers: int | None = None) -> Iterator[B]:
-    """`map` in a thread pool, in order, with at most `ahead` results waiting.
+def map_ordered(function: Callable[[A], B], items: Iterable[A], ahead: int, workers: int | None = None) -> Generator[B]:
+    """`map` in a thread pool, in order, with at most `ahead` results waiting; its threads have ended when it is closed.
 
     Pillow, file reads and hashing let other threads run meanwhile.
     """

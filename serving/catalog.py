@@ -224,8 +224,9 @@ class Catalog:
         return self._fetch("SELECT image_id, version FROM deletions ORDER BY image_id")
 
     def close(self) -> None:
-        """Release the file."""
-        self._connection.close()
+        """Release the file; whoever reads at this moment is waited for, and who comes later is refused."""
+        with self._lock:  # a connection that is closed under a statement takes the process with it
+            self._connection.close()
 
     def _fetch_rows(self, columns: str, rows: Sequence[int]) -> list[tuple]:
         wanted = orjson.dumps([int(row) for row in rows]).decode()

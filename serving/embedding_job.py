@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -77,15 +78,19 @@ class EmbeddingJob:
     reused_images: int = 0
     _rows: list[int] = field(default_factory=list)  # embedded images in each shard
 
-    def run(self, pairs: Iterable[ImageTextPair]) -> Iterator[Outcome]:
-        """Embed `pairs`; one outcome for each, in their order. While a batch is embedded the next ones are decoded."""
-        stream = map_ordered(self._load, self._plan(pairs), ahead=2 * self.batch_size)
-        for number, group in itertools.groupby(stream, key=attrgetter("number")):
-            first = next(group)
-            if isinstance(first.content, Shard):
-                yield from self.reuse(first.content)
-            else:
-                yield from self._embed(number, (item for item in itertools.chain([first], group)))
+    def run(self, pairs: Iterable[ImageTextPair]) -> Generator[Outcome]:
+        """Embed `pairs`; one outcome for each, in their order. While a batch is embedded the next ones are decoded.
+
+        When this ends, by an error or by `close` too, nothing is decoded any more and `known` is not asked again.
+        """
+        # Closed here: an error's traceback would keep it, and its threads, beyond the life of what `known` reads.
+        with closing(map_ordered(self._load, self._plan(pairs), ahead=2 * self.batch_size)) as stream:
+            for number, group in itertools.groupby(stream, key=attrgetter("number")):
+                first = next(group)
+                if isinstance(first.content, Shard):
+                    yield from self.reuse(first.content)
+                else:
+                    yield from self._embed(number, (item for item in itertools.chain([first], group)))
 
     def vectors(self) -> Iterator[np.ndarray]:
         """The embeddings of the finished run, (B, D) float32 for each shard, in the order of the outcomes."""

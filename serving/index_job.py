@@ -162,8 +162,9 @@ def _embed(build: IndexBuild, source: PairSource, skipped: SkippedImages) -> tup
         known = KnownVectors(former, log, runtime.fingerprint, runtime.embedding_dim)
         job = _job(runtime, out / WORK / "shards", settings, known)
         sequence = stage(staged, former, log, runtime.fingerprint, only_online=True, embed=build.embed)
-        outcomes = job.run(checked_pairs(pairs, source.name, skipped.add))
-        outcomes = console.progress(outcomes, "embedding images", total=len(pairs), unit="images")
+        # Closed before what is known: it is asked by the job's threads.
+        embedded = stack.enter_context(closing(job.run(checked_pairs(pairs, source.name, skipped.add))))
+        outcomes = console.progress(embedded, "embedding images", total=len(pairs), unit="images")
         staged.add(_entries(outcomes, report, skipped), below=not settings.replace_online)
         for vectors in job.vectors():
             staged.add_vectors(kept_vectors(runtime, vectors))

@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ class RayEmbeddingJob(EmbeddingJob):
     bundle: str = ""
     ray: RaySettings = RaySettings()
 
-    def run(self, pairs: Iterable[ImageTextPair]) -> Iterator[Outcome]:
+    def run(self, pairs: Iterable[ImageTextPair]) -> Generator[Outcome]:
         """See `EmbeddingJob.run`."""
         chunks = self.chunks(pairs)
         with _connected(self.ray):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from data.pairs import ImageBytes, ImageFile, ImageTextPair
 from data.splits import split_pairs
 from dual_encoder.hubness import HubnessCorrection
 from serving.builder_lock import only_builder
+from serving.catalog import Catalog
 from serving.embedded_store import EmbeddedStore
 from serving.embedding_job import EmbeddingJob
 from serving.exact_index import ExactIndex
@@ -203,6 +207,42 @@ def test_images_with_a_known_vector_are_not_embedded_again_wherever_they_stand(t
     assert again.known_images == 29
     assert [outcome.reason for outcome in there if not outcome.embedded] == ["damaged"]
     np.testing.assert_array_equal(np.concatenate(list(again.vectors()))[1:-1], vectors[::-1])
+
+
+@pytest.mark.parametrize("how", ["full disk", "closed"])
+def test_a_job_that_ends_early_leaves_no_thread_that_loads_images(tmp_path, monkeypatch, how):
+    """They would go on asking for vectors of an index that its owner has closed."""
+    asked: list[str] = []
+    job = EmbeddingJob(ColourRuntime(), tmp_path, batch_size=2, shard_size=4, known=asked.append)
+    outcomes = job.run([colour_pair(number) for number in range(60)])
+    if how == "closed":
+        next(outcomes)
+        outcomes.close()
+    else:
+        full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+        monkeypatch.setattr("serving.embedding_job.write_atomic", full)
+        with pytest.raises(OSError, match="No space left") as raised:
+            list(outcomes)
+        assert raised.tb is not None  # whoever handles it still holds all that it went through
+    assert 0 < len(asked) < 60
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loading")]
+
+
+def test_a_build_that_fails_closes_what_is_known_after_its_threads(tmp_path, monkeypatch):
+    runtime = ColourRuntime()
+    build_index(runtime, ListSource([colour_pair(number) for number in range(30)], "first"), tmp_path, SMALL)
+    close, left = Catalog.close, []
+
+    def closed(catalog):
+        left.extend(thread.name for thread in threading.enumerate() if thread.name.startswith("loading"))
+        close(catalog)
+
+    monkeypatch.setattr(Catalog, "close", closed)
+    monkeypatch.setattr("serving.source_entries.entry_of_pair", Mock(side_effect=ZeroDivisionError))
+    later = [dataclasses.replace(colour_pair(number), image_id=f"later/{number}") for number in range(60)]
+    with pytest.raises(ZeroDivisionError):
+        build_index(runtime, ListSource(later, "second"), tmp_path, SMALL)
+    assert left == []
 
 
 def test_a_second_job_embeds_only_what_is_new_wherever_the_rest_has_moved(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
@@ -113,6 +114,25 @@ def test_threads_share_a_catalog(catalog):
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda row: catalog.by_rows([row])[0].image_id, range(400)))
     assert found == [f"id-{row:04}" for row in range(400)]
+
+
+def test_closing_waits_for_readers_and_refuses_later_ones(catalog):
+    """Without the wait, a statement that runs on a closed connection ends the process, though not each time."""
+
+    def read(shared: Catalog, begun: threading.Event) -> None:
+        while True:
+            shared.row_of_digest(f"{7:064x}")
+            begun.set()
+
+    for _ in range(20):
+        shared, begun = Catalog(catalog.path), [threading.Event() for _ in range(3)]
+        with ThreadPoolExecutor(3) as pool:
+            readers = [pool.submit(read, shared, event) for event in begun]
+            assert all(event.wait(60) for event in begun)
+            shared.close()
+            for reader in readers:
+                with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+                    reader.result(timeout=60)
 
 
 def test_readers_cannot_write(catalog):

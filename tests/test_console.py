@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,19 @@ def test_a_full_disk_is_told_without_a_traceback() -> None:
 
 def test_an_unforeseen_error_keeps_its_traceback() -> None:
     assert "RuntimeError: unforeseen" in run_tool("raise RuntimeError('unforeseen')").stderr
+
+
+def test_a_crash_in_native_code_says_where() -> None:
+    done = run_tool("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    assert done.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in done.stderr
+    assert 'File "<string>", line 5 in main' in done.stderr
+
+
+def test_without_standard_error_tools_still_work() -> None:
+    command = [sys.executable, "-c", "from data import console\nconsole.run(lambda argv: print('done'))"]
+    done = subprocess.run(["bash", "-c", '"$@" 2>&-', "bash", *command], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, b"done\n")
 
 
 def test_a_closed_pipe_is_no_error() -> None:
