@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -36,9 +37,9 @@ class Axis:
         if self.logarithmic:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             return [m * 10.0**e for e in decades for m in (1, 2, 5) if self.low <= m * 10.0**e <= self.high]
-        if self.high <= self.low:
-            return [self.low]
         rough = max((self.high - self.low) / 6, 1.0 if self.whole else 0.0)
+        if self.high <= self.low or rough < sys.float_info.min:  # equal, or as good as
+            return [self.low]
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
