@@ -32,7 +32,7 @@ TARGET = 0.99
 SIZES, LARGE = (10_000, 100_000, 1_000_000), 10_000_000
 PEERS_OFFERED = ("hnswlib", "usearch")
 WIDTHS = (128, 512, 1_024, 2_048, 4_096, 8_192)  # of the peers' graphs
-MEASURED = 500  # queries
+MEASURED = 1_250  # queries, and as many to choose by: half of them if there are fewer
 MILLION = 1_000_000
 
 
@@ -154,12 +154,14 @@ def measure_size(
     paths = {name: work / f"{name}-{size}.npy" for name in ("vectors", "learned", "chosen", "measured", "tenth")}
     vectors = _made(paths["vectors"], real, size)
     order = np.random.default_rng(2).permutation(len(real.held_out_captions))
-    chosen, measured = real.held_out_captions[order[MEASURED : 2 * MEASURED]], real.held_out_captions[order[:MEASURED]]
+    measuring = min(MEASURED, len(order) // 2)
+    measured = real.held_out_captions[order[:measuring]]
+    chosen = real.held_out_captions[order[measuring : 2 * measuring]]
     for name, queries in (("learned", real.captions), ("chosen", chosen), ("measured", measured)):
         np.save(paths[name], queries)
     tenth, exact_ms = exact_tenth(vectors, np.concatenate([measured, chosen]))
-    np.save(paths["tenth"], tenth[:MEASURED])
-    rows, notes = ours(paths, vectors, chosen, tenth[MEASURED:], passes, report)
+    np.save(paths["tenth"], tenth[:measuring])
+    rows, notes = ours(paths, vectors, chosen, tenth[measuring:], passes, report)
     for engine, python in peers:
         rows.append(peer(engine, python, paths, passes))
     title = f"{size:,} vectors, text queries; exact search takes {exact_ms:.3g} ms on one thread; {notes}"

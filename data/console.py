@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -32,6 +33,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1  # the work was done and its result is bad, or something unforeseen happened
 EXIT_REFUSED = 2  # the input or the settings were refused; nothing was changed
 EXIT_INTERRUPTED = 130
+
+_READABLE = 12  # letters that a column has room for, however many columns there are
 
 # Reports go to standard error, so that standard output carries results only.
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -96,16 +99,21 @@ def _rate(speed: float, unit: str) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table to standard output; numbers are aligned right."""
+    """Print a table to standard output; numbers are aligned right. It is wider than the screen if it must be."""
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     materialised = [[str(cell) for cell in row] for row in rows]
+    least = 1  # the width that all columns need, with their borders
     for position, column in enumerate(columns):
         cells = [row[position] for row in materialised]
         numeric = all(cell[:1].isdigit() or cell[:1] in "-+." or cell == "" for cell in cells) if cells else False
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        longest = max(map(cell_len, [column, *cells]))
+        needed = longest if numeric else min(longest, _READABLE)
+        justify: JustifyMethod = "right" if numeric else "left"
+        table.add_column(column, justify=justify, no_wrap=numeric, overflow="fold", min_width=needed)
+        least += needed + 3
     for row in materialised:
         table.add_row(*(Text(cell) for cell in row))  # a caption's brackets are no markup
-    stdout.print(table)
+    Console(width=max(stdout.width, least), soft_wrap=True, highlight=False).print(table)
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:

@@ -92,6 +92,18 @@ def test_results_go_to_standard_output_and_reports_to_standard_error() -> None:
         assert text in done.stdout
 
 
+def test_a_table_of_many_columns_loses_none(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = [f"number {n}" for n in range(16)]
+    console.print_table(
+        "many", ["engine", *numbers, "settings"], [["ours", *range(16), "nprobe 384, proposed 700"]] * 2
+    )
+    console.print_table("few", ["path", "images"], [["x" * 300, 7]])
+    many, few = capsys.readouterr().out.split("few\n")
+    for shown in ("engine", *numbers, "settings", "ours", "nprobe 384,", "proposed 700"):
+        assert shown in many
+    assert max(map(len, few.splitlines())) == 120  # a long text is folded
+
+
 def test_progress_passes_everything_on_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(console.progress(iter("abc"), "reading", total=5, done=2)) == ["a", "b", "c"]
     assert list(console.progress([], "nothing", quiet=True)) == []
