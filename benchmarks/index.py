@@ -31,7 +31,8 @@ from data.errors import UserError
 TARGET = 0.99
 SIZES, LARGE = (10_000, 100_000, 1_000_000), 10_000_000
 PEERS_OFFERED = ("hnswlib", "usearch")
-WIDTHS = (128, 512, 1_024, 2_048, 4_096, 8_192)  # of the peers' graphs
+# Of the peers' graphs: they are taken at the first that reaches the target.
+WIDTHS = (64, 128, 192, 256, 384, 512, 768, 1_024, 1_152, 1_280, 1_536, 2_048, 3_072, 4_096, 8_192)
 MEASURED = 1_250  # queries, and as many to choose by: half of them if there are fewer
 MILLION = 1_000_000
 
