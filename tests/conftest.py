@@ -10,6 +10,7 @@ import gc
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ settings.load_profile("no_deadline")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module is imported, so that processes started by tests inherit it too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C, which is tested
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     digest = hashlib.sha256()
     for path in sorted([*(ROOT / "data").rglob("*.py"), *(ROOT / "dual_encoder").rglob("*.py")]):
         digest.update(path.read_bytes())
