@@ -100,6 +100,19 @@ def test_a_search_is_repeated_until_the_server_is_well(client_class, code):
     assert len(unwell.requests) == 4
 
 
+def test_calls_are_no_longer_repeated_while_most_fail(client_class):
+    """By the budget of the service config: ten tokens, one less a failure, and no repetition from half of them on."""
+    unwell = Unwell(*[UNAVAILABLE] * 50)
+    with unwell.serve() as address, client_class(address, timeout=30) as client:
+        tries = []
+        for _ in range(4):
+            before = len(unwell.requests)
+            with pytest.raises(ServiceError, match="unwell"):
+                client.search("red")
+            tries.append(len(unwell.requests) - before)
+    assert tries == [4, 1, 1, 1]
+
+
 def test_a_call_is_given_up_after_four_tries_with_the_servers_reason(client_class):
     unwell = Unwell(*[UNAVAILABLE] * 10)
     with (

@@ -11,7 +11,6 @@ import grpc
 import pytest
 
 from serving.core_server import REQUESTS_AHEAD, CoreServer
-from serving.in_place import BUSY_SECONDS
 from serving.lent_loop import LentLoop
 
 SERVICE = "/test.Service/"
@@ -512,21 +511,27 @@ def test_while_the_loop_is_at_work_calls_wait_for_it():
         assert call.result(20) == b"loop x"
 
 
+@contextlib.contextmanager
+def late_request(channel, name):
+    """A call that runs in place if its request comes at once; it is sent at the end of the block."""
+    assert until_in_place(channel)
+    send = threading.Event()
+
+    def late():
+        send.wait(20)
+        yield b"late"
+
+    call = channel.stream_unary(SERVICE + name).future(late(), timeout=20)
+    yield
+    send.set()
+    assert call.result(20) == b"loop late"
+
+
 def test_a_request_that_is_late_is_waited_for_on_the_loop_and_keeps_nobody():
     with in_place_server() as (channel, _, _):
-        assert until_in_place(channel)
-        send = threading.Event()
-
-        def late():
-            send.wait(20)
-            yield b"late"
-
-        call = channel.stream_unary(SERVICE + "Thread").future(late(), timeout=20)
-        assert once(channel, "Echo") == b"x"
-        assert once(channel, "Thread") in (b"loop x", b"calls x")
-        send.set()
-        assert call.result(20) == b"loop late"
-        threading.Event().wait(BUSY_SECONDS)
+        with late_request(channel, "Thread"):
+            assert once(channel, "Echo") == b"x"
+            assert once(channel, "Thread") in (b"loop x", b"calls x")
         assert until_in_place(channel)
 
 
@@ -538,18 +543,8 @@ def test_a_request_that_is_late_brings_its_call_to_the_loop_though_nothing_else_
         return await thread_of(requests, context)
 
     monkeypatch.setitem(IN_PLACE, "Wait", tells)
-    with in_place_server() as (channel, _, _):
-        assert until_in_place(channel)
-        send = threading.Event()
-
-        def late():
-            send.wait(20)
-            yield b"late"
-
-        call = channel.stream_unary(SERVICE + "Wait").future(late(), timeout=20)
+    with in_place_server() as (channel, _, _), late_request(channel, "Wait"):
         assert begun.wait(10)
-        send.set()
-        assert call.result(20) == b"loop late"
 
 
 def test_a_caller_that_goes_before_its_request_has_come_leaves_nothing():

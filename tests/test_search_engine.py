@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import shutil
 import sys
@@ -41,7 +42,7 @@ from serving.queries import (
 )
 from serving.query_encoder import EncodedQuery
 from serving.search_engine import SearchEngine
-from serving.searches import Search, SearchAnswer, answers
+from serving.searches import Search, SearchAnswer, Timings, answers
 from serving.snapshot import open_snapshot
 from serving.vector_store import Delete
 
@@ -74,6 +75,14 @@ def test_a_search_has_a_place_where_it_begins_only_if_it_asks_nobody_else(index,
             assert engine.place() is None
 
     asyncio.run(main())
+
+
+def test_an_answer_that_took_longer_is_the_same_otherwise():
+    answer = SearchAnswer([], "revision", "token", 0.5, Timings(1.0, 2.0, 3.0, 4.0, 5.0))
+    answer.rendered["transport"] = b"made once"
+    longer = answer.taking(6.0)
+    assert longer == dataclasses.replace(answer, timings=dataclasses.replace(answer.timings, total=6.0))
+    assert longer.rendered is answer.rendered
 
 
 @pytest.mark.parametrize("colour", ["red", "blue", "purple"])
